@@ -1,0 +1,1 @@
+"""The `dinowds` command: each file parses one command, calls one function of dinowds, and prints."""

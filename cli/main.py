@@ -1,0 +1,32 @@
+"""The root command and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .shared import print_error
+
+app = typer.Typer(
+    name="dinowds",
+    help="From cohort tarballs to DINO-pretrained Vision Transformers, on WebDataset shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def run() -> None:
+    """Entry point: 0 done, 1 failure, 2 usage, 75 stopped on a signal with everything saved, 130 interrupted."""
+    from dinowds.errors import DinowdsError
+
+    try:
+        app()
+    except DinowdsError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error("interrupted; run the same command again to go on")
+        sys.exit(130)

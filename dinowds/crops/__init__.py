@@ -1,0 +1,1 @@
+"""Image + random numbers → multi-crop views."""

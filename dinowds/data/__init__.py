@@ -1,0 +1,1 @@
+"""A dataset on disk → an exact, elastic stream of decoded samples."""

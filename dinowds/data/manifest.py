@@ -1,0 +1,164 @@
+"""The format of a dataset on disk: `manifest.json` and the columns of `samples.parquet`.
+
+`manifest.json` is a valid wids index (`__kind__`, `wids_version`, `shardlist`) with one more block, `dinowds`.
+It is written last and by rename: a folder without one is not a finished dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pyarrow as pa
+
+from dinowds.errors import DatasetError
+from dinowds.files import write_atomic
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SAMPLES_NAME = "samples.parquet"
+QUARANTINE_NAME = "quarantine.jsonl"
+SHARDS_NAME = "shards"
+UNFINISHED_NAME = ".unfinished"
+"""Folder in which `dinowds shard` keeps what it needs to go on; removed when the manifest is written."""
+
+Kind = Literal["image", "region"]
+
+_text_category = pa.dictionary(pa.int32(), pa.string())
+
+SAMPLES_SCHEMA: Any = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # unique in the dataset; member name without the extension
+        pa.field("shard", pa.int32(), nullable=False),  # position in the manifest's shardlist
+        pa.field("offset", pa.int64(), nullable=False),  # of the payload's first byte in the shard
+        pa.field("size", pa.int64(), nullable=False),  # of the payload, in bytes
+        pa.field("ext", _text_category, nullable=False),  # without a dot, lower case
+        pa.field("digest", pa.binary(16), nullable=False),  # xxh3-128 of the payload, big-endian
+        pa.field("cohort", _text_category, nullable=False),
+        pa.field("slide", _text_category),
+        pa.field("x", pa.int64()),  # of the patch's left edge in its slide, in the units of the source's names
+        pa.field("y", pa.int64()),  # of the patch's top edge
+        pa.field("label", pa.int64()),  # position in the manifest's label names
+        pa.field("width", pa.int32(), nullable=False),  # px; cells for a region
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("source", _text_category, nullable=False),  # the tar or folder, as it was given
+        pa.field("source_name", pa.string(), nullable=False),  # the member's name in it, untouched
+    ]
+)
+"""One row a sample, one row group a shard, in file order."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. `url` is relative to the manifest's folder, absolute, or remote."""
+
+    url: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. Counts are of samples."""
+
+    name: str
+    kind: Kind
+    shards: tuple[Shard, ...]
+    cohorts: dict[str, int]
+    label_names: tuple[str, ...]
+    seed: int
+    samples_sha256: str
+    quarantined: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "name": self.name,
+            "shardlist": [{"url": s.url, "nsamples": s.num_samples, "filesize": s.num_bytes} for s in self.shards],
+            "dinowds": {
+                "format_version": FORMAT_VERSION,
+                "kind": self.kind,
+                "cohorts": self.cohorts,
+                "label_names": list(self.label_names),
+                "seed": self.seed,
+                "shard_sha256": [shard.sha256 for shard in self.shards],
+                "samples_sha256": self.samples_sha256,
+                "quarantined": self.quarantined,
+                "metadata": self.metadata,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> Manifest:
+        """Raises KeyError, TypeError or ValueError where `content` is not what `to_json` writes."""
+        block = content["dinowds"]
+        version = block["format_version"]
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format_version is {version!r}, this dinowds reads {FORMAT_VERSION}")
+        if block["kind"] not in ("image", "region"):
+            raise ValueError(f"kind is {block['kind']!r}, expected 'image' or 'region'")
+        shards = tuple(
+            Shard(str(entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(sha256))
+            for entry, sha256 in zip(content["shardlist"], block["shard_sha256"], strict=True)
+        )
+        return cls(
+            name=str(content["name"]),
+            kind=cast(Kind, block["kind"]),
+            shards=shards,
+            cohorts={str(name): int(count) for name, count in block["cohorts"].items()},
+            label_names=tuple(str(name) for name in block["label_names"]),
+            seed=int(block["seed"]),
+            samples_sha256=str(block["samples_sha256"]),
+            quarantined={str(reason): int(count) for reason, count in block["quarantined"].items()},
+            metadata=dict(block["metadata"]),
+        )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder/manifest.json`, whole or not at all. This is what makes a dataset finished."""
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
+    write_atomic(folder / MANIFEST_NAME, text.encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        DatasetError: there is no dataset, it is unfinished, or the manifest is not readable by this version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(_why_no_manifest(folder)) from None
+    except NotADirectoryError:
+        raise DatasetError(f"{folder}: is a file, expected a dataset folder made by 'dinowds shard'") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); make the dataset again") from None
+    try:
+        return Manifest.from_json(content)
+    except KeyError as error:
+        raise DatasetError(f"{path}: has no {error.args[0]!r}; not a dataset of dinowds") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path}: {error}") from None
+
+
+def _why_no_manifest(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: no such dataset; give the folder that 'dinowds shard --out' wrote"
+    if (folder / UNFINISHED_NAME).exists():
+        return f"{folder}: unfinished dataset; run the same 'dinowds shard' command again to go on with it"
+    return f"{folder}: has no {MANIFEST_NAME}, so it is not a dataset; give the folder that 'dinowds shard --out' wrote"

@@ -1,0 +1,1 @@
+"""Cohort tars and folders → a sharded, indexed dataset."""

@@ -1,0 +1,1 @@
+"""The DINO pretraining loop and its parts."""
