@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from . import train
 from .shared import print_error
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(train.app, name="train")
 
 
 def run() -> None:

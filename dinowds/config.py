@@ -175,3 +175,147 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> PatchConfig:
+    """Defaults ← YAML file ← `key=value` overrides, checked.
+
+    Raises:
+        ConfigError: a file that is not YAML, an unknown key (the nearest is named), or a value of the wrong kind.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged = OmegaConf.structured(PatchConfig)
+    known = flatten(cast(dict[str, Any], OmegaConf.to_container(merged)))
+    for source, content in [(str(path), _read_yaml(path))] if path else []:
+        merged = _merge(merged, known, content, source)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r}: expected key=value, like optim.lr=1e-4")
+        try:
+            content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
+        merged = _merge(merged, known, content, f"override {override!r}")
+    config = cast(PatchConfig, OmegaConf.to_object(merged))
+    check_config(config)
+    return config
+
+
+def default_config_path(name: str) -> Path:
+    """A configuration that ships with dinowds: `patch` or `demo`."""
+    return Path(str(files("dinowds.configs") / f"{name}.yaml"))
+
+
+def to_dict(config: PatchConfig) -> dict[str, Any]:
+    """Plain nested dict."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: PatchConfig) -> str:
+    """Resolved configuration, every key."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(saved: dict[str, Any], config: PatchConfig) -> list[str]:
+    """`key: saved → asked for`, for keys that decide what a run computes (those of `FREE_TO_CHANGE` do not)."""
+    old, new = flatten(saved), flatten(to_dict(config))
+    keys = sorted((old.keys() | new.keys()) - FREE_TO_CHANGE)
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def check_config(config: PatchConfig) -> None:
+    """Raise ConfigError for the first value that cannot work, whatever the dataset."""
+    train, student, teacher, optim, data, speed = (
+        config.train, config.student, config.teacher, config.optim, config.data, config.speed
+    )  # fmt: skip
+    at_least_one = {
+        "train.batch_size": train.batch_size,
+        "train.batch_size_per_gpu": train.batch_size_per_gpu,
+        "train.save_every": train.save_every,
+        "train.keep_checkpoints": train.keep_checkpoints,
+        "train.log_every": train.log_every,
+        "student.patch_size": student.patch_size,
+        "student.out_dim": student.out_dim,
+        "student.depth": student.depth or 1,
+        "optim.epochs": optim.epochs,
+        "optim.max_steps": optim.max_steps or 1,
+        "speed.prefetch_factor": speed.prefetch_factor,
+    }
+    not_negative = {
+        "train.save_every_steps": train.save_every_steps,
+        "train.seed": train.seed,
+        "teacher.warmup_teacher_temp_epochs": teacher.warmup_teacher_temp_epochs,
+        "optim.lr": optim.lr,
+        "optim.warmup_epochs": optim.warmup_epochs,
+        "optim.clip_grad": optim.clip_grad,
+        "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,
+        "data.max_bad_samples": data.max_bad_samples,
+        "speed.num_workers": speed.num_workers or 0,
+    }
+    choices = {
+        "student.arch": (student.arch, ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")),
+        "optim.lr_scheduler.name": (optim.lr_scheduler.name, ("cosine",)),
+        "speed.precision": (speed.precision, ("auto", "bf16", "fp32")),
+    }
+    rules: list[tuple[str, object, bool, str]] = [
+        *((key, value, value >= 1, "at least 1") for key, value in at_least_one.items()),
+        *((key, value, value >= 0, "0 or more") for key, value in not_negative.items()),
+        *((key, value, value in allowed, f"one of {', '.join(allowed)}") for key, (value, allowed) in choices.items()),
+        ("student.drop_path_rate", student.drop_path_rate, 0 <= student.drop_path_rate < 1, "0 ≤ rate < 1"),
+        ("teacher.momentum_teacher", teacher.momentum_teacher, 0 <= teacher.momentum_teacher <= 1, "0 to 1"),
+        ("teacher.teacher_temp", teacher.teacher_temp, teacher.teacher_temp > 0, "above 0"),
+        ("teacher.warmup_teacher_temp", teacher.warmup_teacher_temp, teacher.warmup_teacher_temp > 0, "above 0"),
+        ("optim.warmup_epochs", optim.warmup_epochs, optim.warmup_epochs < optim.epochs, "less than optim.epochs"),
+    ]
+    for key in ("global_crops_size", "local_crops_size"):
+        value = getattr(config.crops, key)
+        expected = f"a multiple of student.patch_size, {student.patch_size}"
+        rules.append((f"crops.{key}", value, value >= 1 and value % student.patch_size == 0, expected))
+    for key, value, holds, expected in rules:
+        if not holds:
+            raise ConfigError(f"{key} is {value}, expected {expected}")
+
+
+def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: expected sections such as 'train:' and 'optim:', found {type(content).__name__}")
+    for key in flatten(content):
+        if key not in known:
+            raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")
+    try:
+        return OmegaConf.merge(merged, OmegaConf.create(content))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
+
+
+def _suggestion(key: str, known: dict[str, Any]) -> str:
+    if sections := [name for name in known if name.startswith(key + ".")]:
+        return f", which is a section: set one of its keys, such as {sections[0]}"
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else "; see configs/patch.yaml for all keys"
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    return {} if content is None else content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,147 @@
+"""The whole way on real photographs: patches → cohort tars → shards → a small ViT → nearest neighbours.
+
+Sixteen photographs that ship with scikit-image are cut into grey 64 px patches of equal mean and contrast, so that
+neither colour nor brightness tells them apart. The left 60 % of each photograph is for training, the right 40 % for the
+test; the label of a patch is its photograph.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from dinowds.config import PatchConfig
+from dinowds.data.dataset import Dataset
+from dinowds.data.decode import decode_image
+from dinowds.data.store import LocalStore
+from dinowds.embed.features import image_features
+from dinowds.errors import ConfigError
+from dinowds.eval.knn import knn_accuracy
+from dinowds.files import atomic_write
+from dinowds.model.dino import DinoModel, build_pair
+
+COHORTS = {
+    "tissue": ("ihc.png", "retina.jpg", "cell.png"),
+    "texture": ("brick.png", "grass.png", "gravel.png", "coins.png", "moon.png", "hubble_deep_field.jpg"),
+    "scenes": (
+        "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "clock_motion.png", "motorcycle_left.png", "rocket.jpg",
+    ),
+}  # fmt: skip
+PATCH_SIZE = 64
+TRAIN_SHARE = 0.6
+TRAIN_PATCHES, TEST_PATCHES = 240, 80
+"""Patches of each photograph."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """uint8 [N, 64, 64, 3] and int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def photo_folder() -> Path:
+    """Where scikit-image keeps its photographs.
+
+    Raises:
+        ConfigError: scikit-image is not installed.
+    """
+    try:
+        import skimage
+    except ImportError:
+        raise ConfigError("the demo needs scikit-image's photographs; pip install 'dinowds[demo]'") from None
+    return Path(skimage.__file__).parent / "data"
+
+
+def write_cohorts(folder: Path, split: str, seed: int = 0) -> list[Path]:
+    """Cut the `train` or `test` side of every photograph; one tar a cohort, `PHOTO/X_Y.png` in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    photos, paths = photo_folder(), []
+    for cohort, names in COHORTS.items():
+        paths.append(folder / f"{cohort}.tar")
+        with atomic_write(paths[-1]) as file, tarfile.open(fileobj=file, mode="w") as tar:
+            for name in names:
+                _add_patches(tar, photos / name, split, seed)
+    return paths
+
+
+def _add_patches(tar: tarfile.TarFile, photo: Path, split: str, seed: int) -> None:
+    with Image.open(photo) as image:
+        pixels = np.asarray(image.convert("L"), dtype=np.float32)
+    edge = round(pixels.shape[1] * TRAIN_SHARE)
+    left, right = (0, edge) if split == "train" else (edge, pixels.shape[1])
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(list(photo.name.encode())[0], left)))
+    places = {
+        (int(generator.integers(left, right - PATCH_SIZE + 1)), int(generator.integers(0, pixels.shape[0] - PATCH_SIZE + 1)))
+        for _ in range(TRAIN_PATCHES if split == "train" else TEST_PATCHES)
+    }  # fmt: skip
+    for x, y in sorted(places):
+        content = io.BytesIO()
+        Image.fromarray(standardise(pixels[y : y + PATCH_SIZE, x : x + PATCH_SIZE])).save(content, "PNG")
+        member = tarfile.TarInfo(f"{photo.stem}/{x}_{y}.png")
+        member.size = len(content.getvalue())
+        tar.addfile(member, io.BytesIO(content.getvalue()))
+
+
+def standardise(patch: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Grey [H, W] → mean 128, standard deviation 48, clipped to 0 … 255."""
+    spread = max(float(patch.std()), 1e-3)
+    return np.clip((patch - patch.mean()) * (48 / spread) + 128, 0, 255).round().astype(np.uint8)
+
+
+def load_labelled(folder: Path, names: list[str]) -> LabelledImages:
+    """All images of a dataset; the label is the place of its slide (the photograph) in `names`."""
+    dataset = Dataset.open(folder)
+    store = LocalStore(dataset)
+    slides = dataset.columns(["slide"])["slide"].to_pylist()
+    images = np.stack([decode_image(store.read(dataset[i])) for i in range(len(dataset))])
+    return LabelledImages(torch.from_numpy(images), torch.tensor([names.index(slide) for slide in slides]))
+
+
+def photo_names() -> list[str]:
+    return [Path(name).stem for names in COHORTS.values() for name in names]
+
+
+def baselines(train: LabelledImages, test: LabelledImages, config: PatchConfig) -> dict[str, float]:
+    """kNN accuracy of raw pixels and of the same ViT before training."""
+    torch.manual_seed(config.train.seed)
+    untrained, _ = build_pair(config.student, config.crops.global_crops_size)
+    return {
+        "raw pixels": _accuracy(lambda images: images[..., 0].flatten(1).float() - 128, train, test),
+        "untrained ViT": backbone_accuracy(untrained.backbone, train, test),
+    }
+
+
+def backbone_accuracy(backbone: nn.Module, train: LabelledImages, test: LabelledImages) -> float:
+    """kNN accuracy (k = 20, T = 0.07) of the class token."""
+    return _accuracy(lambda images: image_features(backbone, images), train, test)
+
+
+def live_knn(
+    train: LabelledImages, test: LabelledImages, every: int
+) -> Callable[[int, DinoModel, DinoModel], dict[str, float]]:
+    """An evaluation for the training loop: teacher and student every `every` steps."""
+
+    def evaluate(step: int, student: DinoModel, teacher: DinoModel) -> dict[str, float]:
+        if step % every:
+            return {}
+        return {
+            "knn_teacher": backbone_accuracy(teacher.backbone, train, test),
+            "knn_student": backbone_accuracy(student.backbone, train, test),
+        }
+
+    return evaluate
+
+
+def _accuracy(embed: Callable[[Tensor], Tensor], train: LabelledImages, test: LabelledImages) -> float:
+    return knn_accuracy(embed(train.images), train.labels, embed(test.images), test.labels)

@@ -1,0 +1,23 @@
+"""Class-token features of images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dinowds.train.step import normalise
+
+
+@torch.inference_mode()
+def image_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Features of uint8 [N, S, S, 3] images: float32 [N, D], on the CPU.
+
+    The backbone is put into evaluation mode for the call and back afterwards.
+    """
+    device, was_training = next(backbone.parameters()).device, backbone.training
+    backbone.eval()
+    try:
+        parts = [backbone(normalise(part[None], device)).float().cpu() for part in images.split(batch_size)]
+    finally:
+        backbone.train(was_training)
+    return torch.cat(parts)

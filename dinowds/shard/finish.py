@@ -1,0 +1,148 @@
+"""The end of a run: finished shards get their names, and the index is written; the manifest last."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dinowds.data.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    SAMPLES_SCHEMA,
+    SHARDS_NAME,
+    Manifest,
+    Shard,
+    write_manifest,
+)
+from dinowds.errors import OutputError, SourceError
+from dinowds.files import atomic_write, fsync_folder, sha256_of
+
+from .layout import Candidates
+from .listing import Listing
+from .records import decode_name
+from .sources import Source
+from .workspace import Workspace
+from .writer import DoneShard, Rejected, read_done, shard_path
+
+
+def finish_dataset(
+    workspace: Workspace,
+    name: str,
+    seed: int,
+    sources: Sequence[Source],
+    listings: Sequence[Listing],
+    candidates: Candidates,
+    num_shards: int,
+) -> Manifest:
+    """Publish shards and index of a run whose shards are all done. Can be called again where it was ended.
+
+    Raises:
+        SourceError: not one candidate was a whole image.
+        OutputError: a finished shard is gone.
+    """
+    stem = re.sub(r"[^0-9A-Za-z_-]+", "_", name)
+    shards: list[Shard] = []
+    indices: list[int] = []
+    rejected: list[Rejected] = []
+    cohorts: Counter[str] = Counter()
+    with (
+        atomic_write(workspace.folder / SAMPLES_NAME) as file,
+        pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd") as writer,
+    ):
+        for index in range(num_shards):
+            done = _done(workspace, index)
+            rejected.extend(done.rejected)
+            if not len(done.rows):
+                continue
+            writer.write_table(_with_shard(done.rows, len(shards)), row_group_size=len(done.rows))
+            for count in done.rows["cohort"].value_counts().to_pylist():
+                cohorts[count["values"]] += count["counts"]
+            url = f"{SHARDS_NAME}/{stem}-{len(shards):06d}.tar"
+            shards.append(Shard(url, len(done.rows), done.num_bytes, done.sha256))
+            indices.append(index)
+    if not shards:
+        reasons = ", ".join(
+            f"{count} × {reason}" for reason, count in _count(entry.reason for entry in rejected).items()
+        )
+        raise SourceError(f"{sources[0].path}: not one image of the sources is whole ({reasons}); nothing was written")
+    _publish_shards(workspace, indices, shards)
+    quarantined = _write_quarantine(workspace, sources, listings, rejected)
+    skipped: Counter[str] = Counter()
+    for listing in listings:
+        skipped.update(listing.skipped)
+    manifest = Manifest(
+        name=name,
+        kind="image",
+        shards=tuple(shards),
+        cohorts={source.cohort: cohorts[source.cohort] for source in sources},
+        label_names=candidates.label_names,
+        seed=seed,
+        samples_sha256=sha256_of(workspace.folder / SAMPLES_NAME),
+        quarantined=quarantined,
+        metadata={"skipped": dict(sorted(skipped.items()))} if skipped else {},
+    )
+    write_manifest(workspace.folder, manifest)
+    for file_name in (SAMPLES_NAME, QUARANTINE_NAME, MANIFEST_NAME):
+        workspace.publish(file_name, file_name)
+    return manifest
+
+
+def _done(workspace: Workspace, index: int) -> DoneShard:
+    done = read_done(workspace.folder, index, with_tar=False)
+    if done is None:
+        raise OutputError(f"{workspace.out}: its unfinished shard {index} is damaged; start anew with --overwrite")
+    return done
+
+
+def _with_shard(rows: Any, shard: int) -> Any:
+    position = SAMPLES_SCHEMA.get_field_index("shard")
+    return rows.set_column(position, SAMPLES_SCHEMA.field("shard"), pa.array(np.full(len(rows), shard, np.int32)))
+
+
+def _publish_shards(workspace: Workspace, indices: Sequence[int], shards: Sequence[Shard]) -> None:
+    """Move the tars to their names; an earlier call may have moved the first of them."""
+    folder = workspace.out / SHARDS_NAME
+    folder.mkdir(exist_ok=True)
+    for index, shard in zip(indices, shards, strict=True):
+        before, after = shard_path(workspace.folder, index), workspace.out / shard.url
+        if before.exists():
+            before.replace(after)
+        if not after.exists() or after.stat().st_size != shard.num_bytes:
+            raise OutputError(f"{after}: this finished shard is gone or damaged; start anew with --overwrite")
+    fsync_folder(folder)
+
+
+def _write_quarantine(
+    workspace: Workspace, sources: Sequence[Source], listings: Sequence[Listing], rejected: Sequence[Rejected]
+) -> dict[str, int]:
+    """Write quarantine.jsonl, source by source in the order of the source; the number of lines of each reason."""
+    reasons: Counter[str] = Counter()
+    with atomic_write(workspace.folder / QUARANTINE_NAME) as file:
+        for position, (source, listing) in enumerate(zip(sources, listings, strict=True)):
+            damaged = sorted(
+                (entry.place, entry.member, entry.reason) for entry in rejected if entry.source == position
+            )
+            for _, member, reason in heapq.merge(_left_out(listing), damaged):
+                line = {"source": source.path, "member": member, "reason": reason}
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                reasons[reason] += 1
+    return dict(sorted(reasons.items()))
+
+
+def _left_out(listing: Listing) -> Iterator[tuple[int, str, str]]:
+    for batch in listing.quarantine.to_batches(max_chunksize=1 << 16):
+        for place, member, reason in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield place, decode_name(member), reason
+
+
+def _count(reasons: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(reasons).items()))

@@ -1,0 +1,145 @@
+"""What an image payload is, from its bytes: format, width and height, and whether it is whole. Nothing is decoded
+for JPEG and PNG; the rarer formats are decoded once by Pillow.
+
+Formats: ITU-T T.81 annex B (JPEG markers), W3C PNG (third edition) section 5.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+IMAGE_EXTENSIONS = frozenset(
+    {b"jpg", b"jpeg", b"jpe", b"jfif", b"png", b"tif", b"tiff", b"webp", b"bmp", b"dib", b"gif", b"jp2", b"j2k"}
+)
+"""Extensions (lower case) of members that are taken for images. What they are is then read from their bytes."""
+
+NOT_AN_IMAGE = "not an image of a supported format"
+CUT_SHORT = "image is cut short"
+DAMAGED = "image is damaged"
+TOO_LARGE = "image is too large"
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_RARER = {"TIFF": "tif", "WEBP": "webp", "BMP": "bmp", "DIB": "bmp", "GIF": "gif", "JPEG2000": "jp2"}
+_RARER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"RIFF")
+
+
+class NotTaken(Exception):
+    """A payload that is not taken; its one argument is the reason."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """`ext` by content, without a dot; sizes in pixels as stored (before any EXIF turn)."""
+
+    ext: str
+    width: int
+    height: int
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Whether the first 16 bytes of a payload are those of a supported format."""
+    return start.startswith((b"\xff\xd8\xff", _PNG_START, *_RARER_STARTS))
+
+
+def describe_image(payload: bytes) -> ImageInfo:
+    """Format and size of a whole image.
+
+    Raises:
+        NotTaken: with `NOT_AN_IMAGE`, `CUT_SHORT`, `DAMAGED` or `TOO_LARGE`.
+    """
+    if payload.startswith(b"\xff\xd8\xff"):
+        return ImageInfo("jpg", *_jpeg_size(payload))
+    if payload.startswith(_PNG_START):
+        return ImageInfo("png", *_png_size(payload))
+    if payload.startswith(_RARER_STARTS):
+        return _describe_with_pillow(payload)
+    raise NotTaken(NOT_AN_IMAGE)
+
+
+def _jpeg_size(payload: bytes) -> tuple[int, int]:
+    """Width and height from the frame header; the scan after it must have an end-of-image marker."""
+    size: tuple[int, int] | None = None
+    position = 2
+    while True:
+        marker, position = _next_marker(payload, position)
+        if marker in (0x00, 0xD9):
+            raise NotTaken(DAMAGED)
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            continue
+        segment = payload[position : position + 9]
+        if len(segment) < 2:
+            raise NotTaken(CUT_SHORT)
+        length = segment[0] << 8 | segment[1]
+        if length < 2:
+            raise NotTaken(DAMAGED)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if len(segment) < 9 or length < 9:
+                raise NotTaken(CUT_SHORT if len(segment) < 9 else DAMAGED)
+            size = segment[5] << 8 | segment[6], segment[3] << 8 | segment[4]
+        position += length
+        if marker == 0xDA:
+            break
+    if not payload.endswith(b"\xff\xd9") and payload.rfind(b"\xff\xd9", position) < 0:
+        raise NotTaken(CUT_SHORT)
+    if position > len(payload) - 2:
+        raise NotTaken(CUT_SHORT)
+    if size is None or 0 in size:
+        raise NotTaken(DAMAGED)
+    return size
+
+
+def _next_marker(payload: bytes, position: int) -> tuple[int, int]:
+    """The marker at `position` (fill bytes allowed) and the position after it."""
+    end = len(payload)
+    if position < end and payload[position] != 0xFF:
+        raise NotTaken(DAMAGED)
+    while position < end and payload[position] == 0xFF:
+        position += 1
+    if position >= end:
+        raise NotTaken(CUT_SHORT)
+    return payload[position], position + 1
+
+
+def _png_size(payload: bytes) -> tuple[int, int]:
+    """Width and height from IHDR; the chunks must go on, without a gap, to IEND. Checksums are not computed."""
+    if len(payload) < 33:
+        raise NotTaken(CUT_SHORT)
+    length, kind, width, height = struct.unpack_from(">I4sII", payload, 8)
+    if kind != b"IHDR" or length != 13 or not 0 < width < 2**31 or not 0 < height < 2**31:
+        raise NotTaken(DAMAGED)
+    position = 33
+    has_data = False
+    while True:
+        if position + 12 > len(payload):
+            raise NotTaken(CUT_SHORT)
+        length, kind = struct.unpack_from(">I4s", payload, position)
+        if not kind.isalpha():
+            raise NotTaken(DAMAGED)
+        if kind == b"IEND":
+            break
+        has_data |= kind == b"IDAT"
+        position += 12 + length
+    if not has_data:
+        raise NotTaken(DAMAGED)
+    return width, height
+
+
+def _describe_with_pillow(payload: bytes) -> ImageInfo:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(payload), formats=list(_RARER)) as image:
+                name, (width, height) = str(image.format), image.size
+                image.load()
+    except UnidentifiedImageError:
+        raise NotTaken(NOT_AN_IMAGE) from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise NotTaken(TOO_LARGE) from None
+    except Exception as error:  # Pillow's readers raise whatever the bytes lead them to.
+        raise NotTaken(CUT_SHORT if "truncated" in str(error) else DAMAGED) from None
+    return ImageInfo(_RARER[name], width, height)

@@ -1,0 +1,145 @@
+"""Shards written by several processes. They share nothing, and end when the process that started them does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, cast
+
+from dinowds.errors import DinowdsError, OutputError
+
+from .payloads import Payloads
+from .writer import Job, ShardTask, write_shard
+
+Report = Callable[[int, int], None]
+"""(samples, bytes) read since the last call."""
+
+
+def write_shards(job: Job, tasks: Iterator[ShardTask], count: int, workers: int, report: Report) -> None:
+    """Write all of `tasks` (`count` of them), in this process or in `workers` processes.
+
+    Raises the first error of any worker, once the others have ended.
+    """
+    workers = min(workers, count)
+    if workers > 1:
+        _write_in_processes(job, tasks, workers, report)
+        return
+    payloads = Payloads(job.sources)
+    try:
+        for task in tasks:
+            write_shard(job, task, payloads, report)
+    finally:
+        payloads.close()
+
+
+def _write_in_processes(job: Job, tasks: Iterator[ShardTask], workers: int, report: Report) -> None:
+    with _processes(job, workers) as pipes:
+        busy: dict[Any, BaseProcess] = {}
+        idle = dict(pipes)
+        while True:
+            while idle and (task := next(tasks, None)) is not None:
+                pipe, process = idle.popitem()
+                busy[pipe] = process
+                _send(pipe, process, task)
+            if not busy:
+                return
+            for ready in connection.wait(list(busy)):
+                if _receive(ready, busy[ready], report):
+                    idle[cast(Connection, ready)] = busy.pop(ready)
+
+
+def _send(pipe: Connection, process: BaseProcess, task: ShardTask) -> None:
+    try:
+        pipe.send(task)
+    except OSError:
+        raise OutputError(_how_it_died(process)) from None
+
+
+def _receive(pipe: Any, process: BaseProcess, report: Report) -> bool:
+    """Take one message of a worker; whether its task is done."""
+    try:
+        message = pipe.recv()
+    except (EOFError, OSError):
+        raise OutputError(_how_it_died(process)) from None
+    if isinstance(message, DinowdsError):
+        raise message
+    if isinstance(message, str):
+        raise RuntimeError(f"a worker failed:\n{message}")
+    if message is None:
+        return True
+    report(*message)
+    return False
+
+
+def _how_it_died(process: BaseProcess) -> str:
+    process.join()
+    code = process.exitcode or 0
+    how = f"was ended by signal {-code}" if code < 0 else f"ended early with exit code {code}"
+    return (
+        f"a worker process {how}; if memory is short, give fewer --workers or a smaller --shard-size; "
+        "the same command goes on"
+    )
+
+
+@contextmanager
+def _processes(job: Job, workers: int) -> Iterator[dict[Connection, BaseProcess]]:
+    """Start workers; end them on the way out, whatever they are doing."""
+    context = get_context("spawn")
+    pipes: dict[Connection, BaseProcess] = {}
+    # A started process inherits the mask: Ctrl-C reaches this process alone, which then ends the workers.
+    # The tracker's start lifts the mask, so it comes first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
+            process.start()
+            theirs.close()
+            pipes[ours] = process
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield pipes
+    except BaseException:
+        for process in pipes.values():
+            process.terminate()
+        raise
+    finally:
+        for pipe, process in pipes.items():
+            pipe.close()
+            process.join()
+
+
+def _work(pipe: Connection, job: Job) -> None:
+    """A worker's life: tasks come in, (samples, bytes) go out, then None for a task that is done, or an error."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    payloads = Payloads(job.sources)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            write_shard(job, task, payloads, lambda samples, num_bytes: pipe.send((samples, num_bytes)))
+            pipe.send(None)
+        except BrokenPipeError:
+            return
+        except DinowdsError as error:
+            pipe.send(error)
+        except Exception:
+            pipe.send(traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,183 @@
+"""One shard: read its payloads from the sources, check them, write the tar, and then the rows that make it done."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import xxhash
+
+from dinowds.data.manifest import SAMPLES_SCHEMA
+from dinowds.errors import OutputError
+from dinowds.files import atomic_write
+
+from .images import NOT_AN_IMAGE, ImageInfo, NotTaken, describe_image
+from .payloads import Payloads, PayloadSource
+from .records import compile_key_pattern, decode_name, find_place, sample_key
+from .ustar import UstarWriter
+
+_REPORT_EVERY = 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run share. `folder` is where shards and rows are written."""
+
+    sources: tuple[PayloadSource, ...]
+    key_pattern: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard: its number and its candidates in the order of writing (`Candidates.rows`)."""
+
+    index: int
+    rows: Any
+
+
+class Rejected(NamedTuple):
+    """A candidate that turned out not to be a whole image."""
+
+    source: int
+    place: int
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DoneShard:
+    """What the rows file of a shard says. `rows` has SAMPLES_SCHEMA, with 0 as `shard`."""
+
+    rows: Any
+    num_bytes: int
+    sha256: str
+    rejected: tuple[Rejected, ...]
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """The tar of shard `index` while the run is unfinished."""
+    return folder / f"shard-{index:06d}.tar"
+
+
+def rows_path(folder: Path, index: int) -> Path:
+    """The file whose existence says that shard `index` is done."""
+    return folder / f"shard-{index:06d}.arrow"
+
+
+def write_shard(job: Job, task: ShardTask, payloads: Payloads, report: Callable[[int, int], None]) -> None:
+    """Write one shard and then its rows. `report` gets the samples and bytes read since its last call.
+
+    A shard of which no candidate is an image has rows but no tar.
+
+    Raises:
+        SourceError: a source changed or cannot be read.
+        OutputError: the shard cannot be written.
+    """
+    columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names}
+    images, rejected = _read_images(columns, payloads, report)
+    path = shard_path(job.folder, task.index)
+    samples = _Samples(job)
+    try:
+        if images:
+            with atomic_write(path) as file:
+                tar = UstarWriter(file)
+                for index in sorted(images):
+                    samples.write(tar, {name: column[index] for name, column in columns.items()}, *images.pop(index))
+                num_bytes, sha256 = tar.finish()
+        else:
+            path.unlink(missing_ok=True)
+            num_bytes, sha256 = 0, ""
+        done = DoneShard(samples.table(), num_bytes, sha256, tuple(sorted(rejected)))
+        _write_rows(rows_path(job.folder, task.index), done)
+    except OSError as error:
+        raise OutputError(f"{job.folder.parent}: cannot write a shard ({error.strerror or error})") from None
+
+
+def _read_images(
+    columns: dict[str, list[Any]], payloads: Payloads, report: Callable[[int, int], None]
+) -> tuple[dict[int, tuple[ImageInfo, bytes]], list[Rejected]]:
+    """Row → image and its bytes, read in the order in which they lie in the sources; and those that are no images."""
+    names, places, sizes, sources = (columns[name] for name in ("name", "place", "size", "source"))
+    images: dict[int, tuple[ImageInfo, bytes]] = {}
+    rejected: list[Rejected] = []
+    reported, num_bytes = 0, 0
+    for count, row in enumerate(sorted(range(len(places)), key=lambda i: (sources[i], places[i])), 1):
+        try:
+            payload = payloads.read(sources[row], names[row], places[row], sizes[row])
+            if payload is None:
+                raise NotTaken(NOT_AN_IMAGE)
+            images[row] = describe_image(payload), payload
+        except NotTaken as reason:
+            rejected.append(Rejected(sources[row], places[row], decode_name(names[row]), str(reason)))
+        num_bytes += sizes[row]
+        if count - reported >= _REPORT_EVERY or count == len(places):
+            report(count - reported, num_bytes)
+            reported, num_bytes = count, 0
+    return images, rejected
+
+
+class _Samples:
+    """Writes samples to a tar and collects their rows."""
+
+    def __init__(self, job: Job) -> None:
+        self._sources = job.sources
+        self._pattern: re.Pattern[str] | None = compile_key_pattern(job.key_pattern)
+        self._columns: dict[str, list[Any]] = {name: [] for name in SAMPLES_SCHEMA.names}
+
+    def write(self, tar: UstarWriter, row: dict[str, Any], image: ImageInfo, payload: bytes) -> None:
+        source = self._sources[row["source"]]
+        name = decode_name(row["name"])
+        key = sample_key(name, source.cohort, row["salt"])
+        label = row["label"] if row["label"] >= 0 else None
+        offset = tar.add(f"{key}.{image.ext}", payload)
+        if label is not None:
+            tar.add(f"{key}.cls", str(label).encode())
+        place = find_place(name, self._pattern)
+        values = (
+            *(key, 0, offset, len(payload), image.ext, xxhash.xxh3_128_digest(payload), source.cohort),
+            *(place.slide, place.x, place.y, label, image.width, image.height, source.path, name),
+        )
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
+
+    def table(self) -> Any:
+        arrays = [pa.array(self._columns[field.name], field.type) for field in SAMPLES_SCHEMA]
+        return pa.table(arrays, schema=SAMPLES_SCHEMA)
+
+
+def _write_rows(path: Path, done: DoneShard) -> None:
+    notes = {"num_bytes": done.num_bytes, "sha256": done.sha256, "rejected": done.rejected}
+    schema = SAMPLES_SCHEMA.with_metadata({"dinowds": json.dumps(notes)})
+    with atomic_write(path) as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_table(done.rows.replace_schema_metadata(schema.metadata))
+
+
+def read_done(folder: Path, index: int, with_tar: bool = True) -> DoneShard | None:
+    """What is known of shard `index`, or None where it is not done; `with_tar` looks for its tar too."""
+    path = rows_path(folder, index)
+    if not path.exists():
+        return None
+    try:
+        with open(path, "rb") as file, pa.ipc.open_file(file) as reader:
+            rows = reader.read_all()
+        notes = json.loads(rows.schema.metadata[b"dinowds"])
+        rejected = tuple(Rejected(*entry) for entry in notes["rejected"])
+        done = DoneShard(rows.replace_schema_metadata(None), notes["num_bytes"], notes["sha256"], rejected)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if with_tar and done.num_bytes and _size_of(shard_path(folder, index)) != done.num_bytes:
+        return None
+    return done
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,86 @@
+"""Checkpoints: whole or absent, the last few kept, a damaged one passed over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinowds.errors import CheckpointError
+from dinowds.files import atomic_write, remove_temporaries
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+State = dict[str, Any]
+"""`format_version`, `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `step` (optimizer steps done),
+`epoch` (epochs done), `config` (nested dict), `dataset` (sha256 of the index). Loads with `weights_only=True`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    state: State
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.pt"
+
+
+def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
+    """Write `step-NNNNNNNN.pt`, fsynced and renamed into place, then remove all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = checkpoint_path(folder, state["step"])
+    with atomic_write(path) as file:
+        torch.save(state, file)
+    for old in list_checkpoints(folder)[max(1, keep) :]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def load_checkpoint(path: Path) -> State:
+    """Read one checkpoint to CPU memory.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of dinowds.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # a damaged zip can fail in the reader, the unpickler or a tensor's constructor
+        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {_first_line(error)})") from None
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: not a checkpoint of dinowds (format_version {FORMAT_VERSION})")
+    return state
+
+
+def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that can be read; None where there is none at all. Damaged ones are named to `warn`.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    remove_temporaries(folder)
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return Checkpoint(path, load_checkpoint(path))
+        except CheckpointError as error:
+            warn(f"{error}; falling back to the one before")
+    if paths:
+        raise CheckpointError(f"{folder}: none of the {len(paths)} checkpoints can be read; move the run folder away")
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

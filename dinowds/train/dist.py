@@ -1,0 +1,82 @@
+"""torch.distributed: the only place where ranks talk to each other."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dinowds.errors import ConfigError
+from dinowds.world import World
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@contextmanager
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """Join the ranks of `world` (NCCL on GPUs, Gloo on CPUs); nothing for a single process."""
+    if world.size == 1:
+        yield
+        return
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise ConfigError(
+            f"rank {world.rank} of {world.size}: MASTER_ADDR and MASTER_PORT are not set; "
+            "start with --nproc or torchrun, or export them in the batch script"
+        )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    td.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_TIMEOUT)
+    try:
+        yield
+    finally:
+        td.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if td.is_initialized():
+        td.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank. Only for small plain values outside the step."""
+    if not td.is_initialized():
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    if td.is_initialized():
+        td.barrier()
+
+
+def synchronise_batch_norm(model: Model, device: torch.device) -> Model:
+    """Let batch norm see the global batch. Raises ConfigError where torch cannot: on several CPU processes."""
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if not (td.is_initialized() and has_batch_norm):
+        return model
+    if device.type != "cuda":
+        raise ConfigError(
+            "student.use_bn_in_head needs one process on the CPU (torch synchronises batch norm on GPUs only); "
+            "leave --nproc out"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def replicate(model: nn.Module, device: torch.device) -> nn.Module:
+    """The module whose backward averages gradients over ranks; `model` itself for a single process."""
+    if not td.is_initialized():
+        return model
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -1,0 +1,72 @@
+"""The run folder: whose it is, and what is in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dinowds.config import PatchConfig, differences, to_yaml
+from dinowds.errors import ConfigError, OutputError
+from dinowds.files import write_atomic
+from dinowds.train.checkpoint import list_checkpoints
+
+CONFIG_NAME = "config.yaml"
+CHECKPOINTS_NAME = "checkpoints"
+_LOCK_NAME = ".lock"
+
+
+def check_folder(folder: Path, config: PatchConfig) -> None:
+    """Refuse a folder that is not a run's, or that holds checkpoints of another configuration.
+
+    Raises:
+        OutputError, ConfigError: one line that says what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, expected a folder for the run; give another --out")
+    saved = folder / CONFIG_NAME
+    if not saved.exists():
+        if folder.exists() and any(path.name != _LOCK_NAME for path in folder.iterdir()):
+            raise OutputError(f"{folder}: is not empty and not a run's folder; give another --out")
+        return
+    if list_checkpoints(folder / CHECKPOINTS_NAME) and (changed := differences(_read(saved), config)):
+        raise ConfigError(
+            f"{folder}: this run was started with other values ({'; '.join(changed)}); "
+            "repeat them to go on with it, or give another --out"
+        )
+
+
+@contextmanager
+def own_folder(folder: Path, config: PatchConfig) -> Iterator[None]:
+    """Create the folder, keep other runs out of it, and write its `config.yaml`. For rank 0.
+
+    Raises:
+        OutputError: it cannot be written, or another run is at work in it.
+    """
+    try:
+        (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
+        write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    return content if isinstance(content, dict) else {}

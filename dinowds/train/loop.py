@@ -1,0 +1,239 @@
+"""A training run, from a dataset and a configuration to checkpoints. Only wires the parts together."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+from dinowds.config import PatchConfig, to_dict
+from dinowds.crops.batches import Batch, Crop
+from dinowds.crops.recipe import patch_recipe
+from dinowds.data.dataset import Dataset
+from dinowds.data.loader import PlanSource, load, stream
+from dinowds.data.plan import Order, choose_partitions, steps_per_epoch
+from dinowds.errors import CheckpointError, ConfigError, StoppedBySignal, TrainingError
+from dinowds.model.dino import DinoModel, build_pair
+from dinowds.train import dist
+from dinowds.train.checkpoint import FORMAT_VERSION, State, checkpoint_path, load_latest, save_checkpoint
+from dinowds.train.devices import autocast_dtype, choose_device, choose_num_workers, largest_divisor
+from dinowds.train.folder import CHECKPOINTS_NAME, check_folder, own_folder
+from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
+from dinowds.train.optim import build_optimizer
+from dinowds.train.schedule import values_at
+from dinowds.train.recorder import Recorder
+from dinowds.train.step import Learner, StepSettings, train_step
+from dinowds.world import World
+
+Evaluate = Callable[[int, DinoModel, DinoModel], dict[str, float]]
+"""(steps done, student, teacher) → figures for metrics.jsonl; {} for a step without any. Called on rank 0."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves when it has done all its steps."""
+
+    step: int
+    checkpoint: Path
+    teacher: DinoModel
+    student: DinoModel
+
+
+def train(
+    data: Path, out: Path, config: PatchConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
+) -> Outcome:
+    """Pretrain on dataset `data` in run folder `out`; goes on where an earlier call with the same arguments stopped.
+
+    Which rank this is comes from the environment (`World.from_environment`). On SIGINT, SIGTERM or SIGUSR1 the step in
+    hand is finished and saved.
+
+    Raises:
+        StoppedBySignal: stopped early, everything saved.
+        DinowdsError: bad input, in one line.
+    """
+    world = World.from_environment()
+    check_folder(out, config)
+    dataset = Dataset.open(data)
+    if dataset.manifest.kind != "image":
+        raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
+    device = choose_device(world)
+    watcher: Observer = SilentObserver()
+    with ExitStack() as stack:
+        if world.rank == 0:
+            stack.enter_context(own_folder(out, config))
+            watcher = LogObserver(out, observer or watcher)
+        stack.enter_context(dist.process_group(world, device))
+        stop = stack.enter_context(_stop_signals())
+        run = _Run(dataset, out, config, world, device, watcher)
+        run.restore()
+        return run.execute(stop, evaluate)
+
+
+class StopRequest:
+    """Set by a signal."""
+
+    name: str | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request; a second SIGINT interrupts at once."""
+    request = StopRequest()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if request.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.name = signal.Signals(number).name
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    def __init__(
+        self, dataset: Dataset, out: Path, config: PatchConfig, world: World, device: torch.device, observer: Observer
+    ) -> None:
+        self.dataset, self.out, self.config, self.world, self.device = dataset, out, config, world, device
+        self.observer = observer
+        self.step = 0
+        self.recipe = patch_recipe(config.crops)
+        self.order = build_order(config, len(dataset))
+        self.steps_per_epoch = steps_per_epoch(len(dataset), self.order.batch_size)
+        self.num_steps = config.optim.epochs * self.steps_per_epoch
+        self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
+        self.settings = _step_settings(config, world, device)
+        self.learner = _build_learner(config, device)
+
+    def restore(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        found = load_latest(self.out / CHECKPOINTS_NAME, self.observer.message)
+        if found is None:
+            return
+        if found.state["dataset"] != self.dataset.manifest.samples_sha256:
+            raise CheckpointError(f"{found.path}: was trained on another dataset than {self.dataset.folder}")
+        try:
+            self.learner.student.load_state_dict(found.state["student"])
+            self.learner.teacher.load_state_dict(found.state["teacher"])
+            self.learner.optimizer.load_state_dict(found.state["optimizer"])
+            self.learner.centre.copy_(found.state["dino_loss"]["center"][0])
+            self.step = int(found.state["step"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{found.path}: does not fit this model ({error})") from None
+        self.observer.message(f"going on after step {self.step} ({found.path})")
+
+    def execute(self, stop: StopRequest, evaluate: Evaluate | None) -> Outcome:
+        """All steps that are left."""
+        if self.step >= self.end_step:
+            self.observer.message(f"nothing left to do: {self.step} of {self.end_step} steps are done")
+            return self._outcome()
+        journal = Journal(self.out, self.step) if self.world.rank == 0 else None
+        recorder = Recorder(self.out, self.config, self.steps_per_epoch, self.end_step, journal, self.observer)
+        try:
+            self._steps(stop, evaluate, recorder)
+        finally:
+            if journal:
+                journal.close()
+        if self.step < self.end_step:
+            raise StoppedBySignal(
+                f"stopped by {stop.name or 'a signal to another rank'} after step {self.step} of {self.end_step}; "
+                f"saved {self._outcome().checkpoint}; run the same command again to go on"
+            )
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
+        path = checkpoint_path(self.out / CHECKPOINTS_NAME, self.step)
+        return Outcome(self.step, path, self.learner.teacher, self.learner.student)
+
+    def _steps(self, stop: StopRequest, evaluate: Evaluate | None, recorder: Recorder) -> None:
+        batches = iter(self._loader())
+        while self.step < self.end_step and not recorder.stopping:
+            asked_at = time.perf_counter()
+            batch: Batch = next(batches)
+            waited = time.perf_counter() - asked_at
+            if batch.step != self.step:
+                raise TrainingError(f"the loader gave step {batch.step}, expected {self.step}: please report this")
+            values = values_at(self.config, self.steps_per_epoch, self.step)
+            metrics = train_step(self.learner, self.settings, batch.views, self.step, values, stop.name is not None)
+            self.step += 1
+            recorder.record(self.step, metrics, values, batch, waited)
+            if evaluate and self.world.rank == 0:
+                recorder.write(self.step, evaluate(self.step, self.learner.student, self.learner.teacher))
+            if self._due() or self.step == self.end_step or recorder.stopping:
+                recorder.flush()
+                self._save()
+
+    def _loader(self) -> torch.utils.data.DataLoader[Batch]:
+        speed, data = self.config.speed, self.config.data
+        source = PlanSource(self.dataset, self.order, self.world, self.step, self.end_step, data.verify_digests)
+        crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch)
+        num_workers = choose_num_workers(speed.num_workers, self.world, self.device)
+        return load(stream(source, crop), num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
+
+    def _due(self) -> bool:
+        epochs, inside = divmod(self.step, self.steps_per_epoch)
+        every = self.config.train.save_every_steps
+        return (inside == 0 and epochs % self.config.train.save_every == 0) or (every > 0 and self.step % every == 0)
+
+    def _save(self) -> None:
+        if self.world.rank == 0:
+            save_checkpoint(self.out / CHECKPOINTS_NAME, self._state(), self.config.train.keep_checkpoints)
+
+    def _state(self) -> State:
+        learner = self.learner
+        return {
+            "format_version": FORMAT_VERSION,
+            "student": learner.student.state_dict(),
+            "teacher": learner.teacher.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+            "dino_loss": {"center": learner.centre[None]},
+            "step": self.step,
+            "epoch": self.step // self.steps_per_epoch,
+            "config": to_dict(self.config),
+            "dataset": self.dataset.manifest.samples_sha256,
+        }
+
+
+def build_order(config: PatchConfig, num_samples: int) -> Order:
+    """The order's settings; `data.partitions` chosen where it is null."""
+    data, batch_size = config.data, config.train.batch_size
+    partitions = data.partitions or choose_partitions(num_samples, batch_size, data.chunk_size, data.window_chunks)
+    return Order(batch_size, config.train.seed, data.chunk_size, data.window_chunks, partitions)
+
+
+def _step_settings(config: PatchConfig, world: World, device: torch.device) -> StepSettings:
+    batch_size = config.train.batch_size
+    if batch_size % world.size:
+        raise ConfigError(f"train.batch_size is {batch_size}, expected a multiple of the {world.size} processes")
+    return StepSettings(
+        device=device,
+        autocast_dtype=autocast_dtype(config.speed.precision, device),
+        micro_batch=largest_divisor(batch_size // world.size, config.train.batch_size_per_gpu),
+        global_batch=batch_size,
+        clip_grad=config.optim.clip_grad,
+        seed=config.train.seed,
+        rank=world.rank,
+    )
+
+
+def _build_learner(config: PatchConfig, device: torch.device) -> Learner:
+    torch.manual_seed(int(np.random.SeedSequence(config.train.seed).generate_state(1)[0]))
+    pair = build_pair(config.student, config.crops.global_crops_size)
+    student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in pair)
+    return Learner(
+        student=student,
+        replicated=dist.replicate(student, device),
+        teacher=teacher,
+        optimizer=build_optimizer(student),
+        centre=torch.zeros(config.student.out_dim, device=device),
+    )

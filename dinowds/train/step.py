@@ -1,0 +1,144 @@
+"""One optimizer step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dinowds.model.dino import DinoModel
+from dinowds.train import dist
+from dinowds.train.loss import dino_loss, mean_entropy, next_centre, teacher_targets
+from dinowds.train.optim import clip_per_tensor, set_rates, update_teacher
+from dinowds.train.schedule import StepValues
+
+Views = Mapping[str, Tensor]
+"""Output name → views, uint8 [V, B, S, S, 3]; the global ones come first."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+METRICS = ("loss", "teacher_entropy", "stop")
+"""What a step returns: means over the global batch; of `stop`, the number of ranks that were asked to stop."""
+
+
+@dataclass
+class Learner:
+    """All that a step changes."""
+
+    student: DinoModel
+    replicated: nn.Module
+    """The student, or its DistributedDataParallel."""
+    teacher: DinoModel
+    optimizer: torch.optim.Optimizer
+    centre: Tensor
+    """[K], float32."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What stays the same from step to step."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    micro_batch: int
+    """Images of this rank that go through the model at once; divides its share of the batch."""
+    global_batch: int
+    clip_grad: float
+    seed: int
+    rank: int
+
+
+def normalise(views: Tensor, device: torch.device) -> Tensor:
+    """uint8 [V, B, S, S, 3] → float32 [V · B, 3, S, S] (channels last in memory), ImageNet's mean 0 and deviation 1."""
+    mean, std = _mean_and_std(device)
+    return views.to(device, non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+
+
+@functools.cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept on the device: making them in each step would copy from the host and wait for it.
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).mul_(255).view(2, 1, 3, 1, 1)
+    return mean, std
+
+
+def train_step(
+    learner: Learner, settings: StepSettings, views: Views, step: int, values: StepValues, stop: bool = False
+) -> Tensor:
+    """One update from this rank's share of global batch `step`. Returns the numbers named in `METRICS`, on the device.
+
+    The batch is accumulated in micro-batches; gradients, centre and metrics are those of the whole global batch. Random
+    numbers of the step (dropped paths) come from (seed, step, rank), so they need no saved state.
+    """
+    _seed_step(settings, step)
+    set_rates(learner.optimizer, values.lr, values.weight_decay)
+    learner.optimizer.zero_grad(set_to_none=True)
+    sums = _backward(learner, settings, views, values)
+    sums[-1] = float(stop)
+    dist.all_reduce_sum(sums)
+    _update(learner, settings, values)
+    num_views = next(iter(views.values())).shape[0]
+    learner.centre.copy_(next_centre(learner.centre, sums[: -len(METRICS)] / (settings.global_batch * num_views)))
+    metrics = sums[-len(METRICS) :].clone()
+    metrics[:-1] /= settings.global_batch
+    return metrics
+
+
+def _backward(learner: Learner, settings: StepSettings, views: Views, values: StepValues) -> Tensor:
+    """Accumulate gradients; return [Σ teacher logits (K), Σ loss, Σ entropy, 0], sums over this rank's images."""
+    rank_batch = next(iter(views.values())).shape[1]
+    starts = range(0, rank_batch, settings.micro_batch)
+    sums = torch.zeros(len(learner.centre) + len(METRICS), device=settings.device)
+    for start in starts:
+        part = {name: group[:, start : start + settings.micro_batch] for name, group in views.items()}
+        last = start == starts[-1]
+        with _synchronised(learner.replicated, last), _autocast(settings):
+            groups = [normalise(group, settings.device) for group in part.values()]
+            num_teacher_views = next(iter(part.values())).shape[0]
+            with torch.no_grad():
+                teacher_logits = learner.teacher(groups[:1]).float()
+            student_logits = learner.replicated(groups)
+            with torch.autocast(settings.device.type, enabled=False):
+                teacher_logits = teacher_logits.unflatten(0, (num_teacher_views, -1))
+                targets = teacher_targets(teacher_logits, learner.centre, values.teacher_temperature)
+                loss = dino_loss(student_logits.unflatten(0, (-1, settings.micro_batch)), targets)
+                (loss / len(starts)).backward()  # type: ignore[no-untyped-call]
+        sums[: -len(METRICS)] += teacher_logits.sum((0, 1))
+        sums[-len(METRICS) : -1] += torch.stack([loss.detach(), mean_entropy(targets)]) * settings.micro_batch
+    return sums
+
+
+def _update(learner: Learner, settings: StepSettings, values: StepValues) -> None:
+    """Clip, drop the frozen last layer's gradient, step, move the teacher."""
+    if settings.clip_grad > 0:
+        clip_per_tensor(_gradients(learner.student), settings.clip_grad)
+    if values.freeze_last_layer:
+        for parameter in learner.student.head.last_layer.parameters():  # type: ignore[union-attr]
+            parameter.grad = None
+    learner.optimizer.step()
+    update_teacher(list(learner.teacher.parameters()), list(learner.student.parameters()), values.momentum)
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def _synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Average gradients over ranks with the last micro-batch only."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def _autocast(settings: StepSettings) -> AbstractContextManager[object]:
+    if settings.autocast_dtype is None:
+        return nullcontext()
+    return torch.autocast(settings.device.type, dtype=settings.autocast_dtype)
+
+
+def _seed_step(settings: StepSettings, step: int) -> None:
+    sequence = np.random.SeedSequence(settings.seed, spawn_key=(step, settings.rank))
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,153 @@
+"""One step against the same step written out plainly, one view and one tensor at a time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dinowds.config import StudentConfig
+from dinowds.model.dino import DinoModel, build_pair
+from dinowds.train.optim import build_optimizer
+from dinowds.train.schedule import StepValues
+from dinowds.train.step import Learner, StepSettings, normalise, train_step
+
+CPU = torch.device("cpu")
+STUDENT = StudentConfig(arch="vit_tiny", depth=2, out_dim=64, patch_size=8, drop_path_rate=0.0)
+VALUES = StepValues(lr=1e-3, weight_decay=0.1, momentum=0.9, teacher_temperature=0.05, freeze_last_layer=False)
+BATCH = 4
+EPS = 1e-4
+"""Of AdamW, far above its 1e-8: with that, gradients that are zero but for rounding would move weights by ± lr."""
+
+
+def make_learner(student: StudentConfig = STUDENT) -> Learner:
+    torch.manual_seed(0)
+    pair = build_pair(student, 16)
+    optimizer = build_optimizer(pair[0])
+    for group in optimizer.param_groups:
+        group["eps"] = EPS
+    return Learner(pair[0], pair[0], pair[1], optimizer, torch.randn(student.out_dim) * 0.01)
+
+
+def settings(micro_batch: int = BATCH) -> StepSettings:
+    return StepSettings(CPU, None, micro_batch, BATCH, clip_grad=0.3, seed=0, rank=0)
+
+
+def make_views(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "global": torch.randint(0, 256, (2, BATCH, 16, 16, 3), dtype=torch.uint8, generator=generator),
+        "local": torch.randint(0, 256, (3, BATCH, 8, 8, 3), dtype=torch.uint8, generator=generator),
+    }
+
+
+def plain_step(learner: Learner, views: dict[str, Tensor]) -> float:
+    """The update in its textbook form, one view and one tensor at a time."""
+    student, teacher, centre = learner.student, learner.teacher, learner.centre
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in student.named_parameters() if p.ndim > 1], "weight_decay": VALUES.weight_decay},
+            {"params": [p for n, p in student.named_parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=VALUES.lr,
+        foreach=False,
+        eps=EPS,
+    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    crops = [((view.float() / 255 - mean) / std).permute(0, 3, 1, 2) for group in views.values() for view in group]
+    with torch.no_grad():
+        teacher_out = [teacher.head(teacher.backbone(crop)) for crop in crops[:2]]
+    student_out = [student.head(student.backbone(crop)) for crop in crops]
+    terms = []
+    for q, t in enumerate(teacher_out):
+        target = ((t - centre) / VALUES.teacher_temperature).softmax(-1)
+        terms += [-(target * (s / 0.1).log_softmax(-1)).sum(-1).mean() for v, s in enumerate(student_out) if v != q]
+    loss = torch.stack(terms).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for parameter in student.parameters():
+        assert parameter.grad is not None
+        parameter.grad *= min(1.0, 0.3 / (parameter.grad.norm().item() + 1e-6))
+        if VALUES.freeze_last_layer and parameter.shape[0] == STUDENT.out_dim:
+            parameter.grad = None
+    optimizer.step()
+    with torch.no_grad():
+        for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+            t.copy_(VALUES.momentum * t + (1 - VALUES.momentum) * s)
+        centre.copy_(0.9 * centre + 0.1 * torch.cat(teacher_out).mean(0))
+    return loss.item()
+
+
+def assert_same(first: nn.Module, second: nn.Module) -> None:
+    """To 1 % of an update."""
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=0.01 * VALUES.lr), name
+
+
+def test_train_step__equals_the_textbook() -> None:
+    learner, plain = make_learner(), make_learner()
+    loss = train_step(learner, settings(), make_views(), 0, VALUES)[0].item()
+    assert loss == pytest.approx(plain_step(plain, make_views()), rel=1e-5)
+    assert_same(learner.student, plain.student)
+    assert_same(learner.teacher, plain.teacher)
+    torch.testing.assert_close(learner.centre, plain.centre)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_train_step__accumulated_equals_the_large_batch(micro_batch: int) -> None:
+    whole, parts = make_learner(), make_learner()
+    for step in range(3):
+        whole_metrics = train_step(whole, settings(), make_views(step), step, VALUES)
+        part_metrics = train_step(parts, settings(micro_batch), make_views(step), step, VALUES)
+        torch.testing.assert_close(part_metrics, whole_metrics, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.centre, whole.centre, rtol=1e-4, atol=1e-6)
+
+
+def test_train_step__frozen_last_layer_stands_still_and_the_rest_moves() -> None:
+    learner = make_learner()
+    before = copy.deepcopy(learner.student.state_dict())
+    frozen = dataclasses.replace(VALUES, freeze_last_layer=True)
+    train_step(learner, settings(), make_views(), 0, frozen)
+    for name, value in learner.student.state_dict().items():
+        assert torch.equal(value, before[name]) == ("last_layer" in name), name
+
+
+def test_train_step__same_step_same_dropped_paths_whatever_came_before() -> None:
+    config = dataclasses.replace(STUDENT, drop_path_rate=0.5)
+    first, second = make_learner(config), make_learner(config)
+    torch.manual_seed(1234)
+    torch.randn(17)
+    a = train_step(first, settings(), make_views(), 7, VALUES)
+    torch.manual_seed(99)
+    b = train_step(second, settings(), make_views(), 7, VALUES)
+    assert torch.equal(a, b)
+    assert all(torch.equal(p, q) for p, q in zip(first.student.parameters(), second.student.parameters(), strict=True))
+
+
+def test_train_step__stop_request_is_counted() -> None:
+    learner = make_learner()
+    assert train_step(learner, settings(), make_views(), 0, VALUES)[-1] == 0
+    assert train_step(learner, settings(), make_views(), 1, VALUES, stop=True)[-1] == 1
+
+
+def test_normalise__views_are_flattened_view_by_view() -> None:
+    views = make_views()["local"]
+    pixels = normalise(views, CPU)
+    assert pixels.shape == (3 * BATCH, 3, 8, 8)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    expected = (views[2, 1, 4, 5].float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )
+    torch.testing.assert_close(pixels[2 * BATCH + 1, :, 4, 5], expected)
+
+
+def test_model__concatenates_groups_in_order() -> None:
+    learner = make_learner()
+    groups = [normalise(views, CPU) for views in make_views().values()]
+    model: DinoModel = learner.student
+    with torch.no_grad():
+        together = model(groups)
+        apart = torch.cat([model.head(model.backbone(crop[None])) for group in groups for crop in group])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
