@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def reference_recipe() -> Callable[[bytes], list[npt.NDArray[np.uint8]]]:
 
 def decode(payload: bytes) -> npt.NDArray[np.uint8]:
     """JPEG → uint8 [H, W, 3], RGB."""
-    image: npt.NDArray[np.uint8] = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
-    return image
+    image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return np.asarray(image, np.uint8)
 
 
 def own_recipe(name: str) -> Callable[[bytes], list[npt.NDArray[np.uint8]]]:
@@ -124,6 +125,11 @@ def milliseconds(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+def run_all(pipeline: Callable[[bytes], object], payloads: list[bytes]) -> None:
+    for payload in payloads:
+        pipeline(payload)
+
+
 def compare_recipes(payloads: list[bytes], rounds: int) -> dict[str, float]:
     """Median milliseconds an image of each pipeline; rounds alternate."""
     pipelines: dict[str, Callable[[bytes], object]] = {
@@ -134,18 +140,18 @@ def compare_recipes(payloads: list[bytes], rounds: int) -> dict[str, float]:
     }
     times: dict[str, list[float]] = {name: [] for name in pipelines}
     for pipeline in pipelines.values():
-        for payload in payloads[:16]:
-            pipeline(payload)
+        run_all(pipeline, payloads)
     for _ in range(rounds):
         for name, pipeline in pipelines.items():
-            elapsed = milliseconds(lambda run=pipeline: [run(payload) for payload in payloads])  # type: ignore[misc]
-            times[name].append(elapsed / len(payloads))
+            times[name].append(milliseconds(partial(run_all, pipeline, payloads)) / len(payloads))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def numbers_alone(count: int = 500) -> float:
     """Milliseconds an image for the generator and the records."""
-    return milliseconds(lambda: [sample_views(sample_generator(0, 0, i), RECIPE, 256, 256) for i in range(count)]) / count
+    return (
+        milliseconds(lambda: [sample_views(sample_generator(0, 0, i), RECIPE, 256, 256) for i in range(count)]) / count
+    )
 
 
 def compare_operations(image: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, Any]]:
@@ -153,7 +159,9 @@ def compare_operations(image: npt.NDArray[np.uint8], rounds: int) -> list[dict[s
     rows = []
     for size, side in ((224, 200), (96, 120)):
         plain = View(20, 30, side, side, size, False, None, False, None, None)
-        medians = {name: _operation_times(image, plain._replace(**fields), rounds) for name, fields in OPERATIONS.items()}
+        medians = {
+            name: _operation_times(image, plain._replace(**fields), rounds) for name, fields in OPERATIONS.items()
+        }
         for name, (pil, cpu) in medians.items():
             crop_pil, crop_cpu = (0.0, 0.0) if name == "crop" else medians["crop"]
             rows.append({"size": size, "operation": name, "pil_ms": pil - crop_pil, "cpu_ms": cpu - crop_cpu})
@@ -162,11 +170,11 @@ def compare_operations(image: npt.NDArray[np.uint8], rounds: int) -> list[dict[s
 
 def _operation_times(image: npt.NDArray[np.uint8], view: View, rounds: int) -> tuple[float, float]:
     out = np.empty((view.size, view.size, 3), np.uint8)
-    times: dict[str, list[float]] = {"pil": [], "cpu": []}
-    for _ in range(rounds * 10):
-        for name, values in times.items():
-            values.append(milliseconds(lambda render=get_renderer(name): render(image, view, out)))  # type: ignore[misc]
-    return statistics.median(times["pil"]), statistics.median(times["cpu"])
+    medians = []
+    for render in (get_renderer("pil"), get_renderer("cpu")):
+        times = [milliseconds(partial(render, image, view, out)) for _ in range(rounds * 10)]
+        medians.append(statistics.median(times))
+    return medians[0], medians[1]
 
 
 def main() -> None:
@@ -185,15 +193,20 @@ def main() -> None:
 
     print(machine(("numpy", "opencv-python-headless", "pillow", "torch", "torchvision")))
     print(f"\n{'2×224 + 8×96, one thread':34s} {'ms/image':>9s} {'images/s':>9s} {'× reference':>12s}")
-    titles = {"reference": "Pillow + torchvision on PIL", "pil": "renderer pil", "cpu": "renderer cpu", "decode": "decode alone"}
+    titles = {
+        "reference": "Pillow + torchvision on PIL",
+        "pil": "renderer pil",
+        "cpu": "renderer cpu",
+        "decode": "decode alone",
+    }
     for name, title in titles.items():
         ratio = recipes["reference"] / recipes[name]
         print(f"{title:34s} {recipes[name]:9.2f} {1e3 / recipes[name]:9.0f} {ratio:12.2f}")
     print(f"{'numbers alone':34s} {numbers:9.3f}")
     print(f"\n{'one view':10s} {'operation':12s} {'pil ms':>8s} {'cpu ms':>8s} {'ratio':>7s}")
     for row in operations:
-        ratio = f"{row['pil_ms'] / row['cpu_ms']:7.1f}" if row["cpu_ms"] > 0.002 else "      –"
-        print(f"{row['size']:<10d} {row['operation']:12s} {row['pil_ms']:8.3f} {row['cpu_ms']:8.3f} {ratio}")
+        shown = f"{row['pil_ms'] / row['cpu_ms']:7.1f}" if row["cpu_ms"] > 0.002 else "      –"
+        print(f"{row['size']:<10d} {row['operation']:12s} {row['pil_ms']:8.3f} {row['cpu_ms']:8.3f} {shown}")
     if options.json:
         ratio = recipes["reference"] / recipes["cpu"]
         content = {"images": options.images, "ratio_cpu": ratio, "ms_per_image": recipes, "numbers_ms": numbers}

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import train
+from . import demo, inspect, shard, train
 from .shared import print_error
 
 app = typer.Typer(
@@ -17,7 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.command()(shard.shard)
+app.command()(inspect.inspect)
 app.add_typer(train.app, name="train")
+app.command()(demo.demo)
 
 
 def run() -> None:

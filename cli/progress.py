@@ -60,6 +60,7 @@ class LineObserver:
         self._console = console
         self._start = self._written_at = time.monotonic()
         self._first: int | None = None
+        self._unwritten: RunProgress | None = None
 
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -68,15 +69,20 @@ class LineObserver:
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = progress.step, now
-        if now - self._written_at < _SECONDS_BETWEEN_LINES and progress.step < progress.num_steps:
-            return
-        self._written_at = now
+        self._unwritten = progress
+        if now - self._written_at >= _SECONDS_BETWEEN_LINES:
+            self._write(progress, now)
+
+    def close(self) -> None:
+        if self._unwritten:
+            self._write(self._unwritten, time.monotonic())
+
+    def _write(self, progress: RunProgress, now: float) -> None:
+        assert self._first is not None
+        self._written_at, self._unwritten = now, None
         pace = (now - self._start) / max(1, progress.step - self._first)
         left = time.strftime("%H:%M:%S", time.gmtime(pace * (progress.num_steps - progress.step)))
         self.message(f"step {progress.step}/{progress.num_steps}  {describe(progress)}  left {left}")
-
-    def close(self) -> None: ...
-
 
 def run_observer(console: Console | None = None) -> BarObserver | LineObserver:
     """A bar on a terminal, lines elsewhere; on stderr, so that stdout stays for results."""

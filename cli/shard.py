@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .main import app
-from .shared import print_json
+from .shared import print_error, print_json
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ def default_workers() -> int:
     return min(cores, _MAX_WORKERS)
 
 
-@app.command()
 def shard(
     sources: Annotated[
         list[Path],
@@ -83,11 +81,15 @@ def shard(
         key_pattern=DEFAULT_KEY_PATTERN if key_pattern is None else key_pattern,
         overwrite=overwrite,
     )
-    with show_progress() as report:
-        if dry_run:
-            _print_plan(plan_dataset(sources, out, options, report), out, as_json)
-            return
-        manifest = build_dataset(sources, out, options, report)
+    try:
+        with show_progress() as report:
+            if dry_run:
+                _print_plan(plan_dataset(sources, out, options, report), out, as_json)
+                return
+            manifest = build_dataset(sources, out, options, report)
+    except KeyboardInterrupt:  # Typer would end without a word.
+        print_error(f"{out}: interrupted; give the same command again to go on")
+        raise typer.Exit(130) from None
     summary = summarize(out)
     if as_json:
         print_json({"dataset": str(out), **summary.to_json()})
@@ -197,9 +199,8 @@ class _PlainLines:
             speed = (state.samples - self._samples_before) / (now - self._began)
             if state.phase == "write" and speed:
                 left = (state.total_samples - state.samples) / speed
-                self._print(
-                    f"write: {state.samples:,} of {state.total_samples:,} samples, {speed:,.0f} samples/s, {left:,.0f} s left"
-                )
+                done = f"{state.samples:,} of {state.total_samples:,} samples"
+                self._print(f"write: {done}, {speed:,.0f} samples/s, {left:,.0f} s left")
             else:
                 amount = format_bytes(state.num_bytes) if state.num_bytes else f"{state.samples:,} members"
                 self._print(f"{phase}: {amount}")

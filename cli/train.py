@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import print_error
+if TYPE_CHECKING:
+    from dinowds.config import PatchConfig
 
 app = typer.Typer(help="Pretrain a Vision Transformer with DINO.", no_args_is_help=True)
 
@@ -35,10 +35,10 @@ def patch(
         return
     from dinowds.train.launch import launch
 
-    launch(_run_rank_and_exit, (data, out, loaded), nproc)
+    launch(run_rank, (data, out, loaded), nproc)
 
 
-def run_rank(data: Path, out: Path, config: object) -> None:
+def run_rank(data: Path, out: Path, config: PatchConfig) -> None:
     """One rank, with the progress of rank 0 on stderr."""
     from dinowds.train.loop import train
 
@@ -46,18 +46,6 @@ def run_rank(data: Path, out: Path, config: object) -> None:
 
     observer = run_observer()
     try:
-        outcome = train(data, out, config, observer)  # type: ignore[arg-type]
+        train(data, out, config, observer)
     finally:
         observer.close()
-    observer.message(f"done: {outcome.step} steps, {outcome.checkpoint}")
-
-
-def _run_rank_and_exit(data: Path, out: Path, config: object) -> None:
-    # Runs in a process of its own, whose errors must be one line too.
-    from dinowds.errors import DinowdsError
-
-    try:
-        run_rank(data, out, config)
-    except DinowdsError as error:
-        print_error(str(error))
-        sys.exit(error.exit_code)

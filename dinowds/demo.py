@@ -8,10 +8,12 @@ test; the label of a patch is its photograph.
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +24,16 @@ from torch import Tensor, nn
 from dinowds.config import PatchConfig
 from dinowds.data.dataset import Dataset
 from dinowds.data.decode import decode_image
+from dinowds.data.manifest import MANIFEST_NAME
 from dinowds.data.store import LocalStore
 from dinowds.embed.features import image_features
 from dinowds.errors import ConfigError
 from dinowds.eval.knn import knn_accuracy
 from dinowds.files import atomic_write
 from dinowds.model.dino import DinoModel, build_pair
+from dinowds.shard.build import ShardOptions, build_dataset
+from dinowds.train.loop import train
+from dinowds.train.monitor import METRICS_NAME, Observer, last_figure
 
 COHORTS = {
     "tissue": ("ihc.png", "retina.jpg", "cell.png"),
@@ -40,6 +46,8 @@ PATCH_SIZE = 64
 TRAIN_SHARE = 0.6
 TRAIN_PATCHES, TEST_PATCHES = 240, 80
 """Patches of each photograph."""
+KNN_EVERY = 50
+"""Optimizer steps between live kNN figures."""
 
 
 @dataclass(frozen=True)
@@ -145,3 +153,53 @@ def live_knn(
 
 def _accuracy(embed: Callable[[Tensor], Tensor], train: LabelledImages, test: LabelledImages) -> float:
     return knn_accuracy(embed(train.images), train.labels, embed(test.images), test.labels)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo finds."""
+
+    accuracies: dict[str, float]
+    """Features → kNN accuracy on the test patches, 0 to 1."""
+    num_classes: int
+    num_train: int
+    num_test: int
+    steps: int
+    loss: float
+    ln_k: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_demo(out: Path, config: PatchConfig, observer: Observer) -> Result:
+    """Everything in folder `out`: `cohorts/`, datasets `train/` and `test/`, run folder `run/`. Goes on if interrupted."""
+    for split in ("train", "test"):
+        _make_dataset(out, split, observer)
+    train_set, test_set = (load_labelled(out / split, photo_names()) for split in ("train", "test"))
+    accuracies = baselines(train_set, test_set, config)
+    observer.message(", ".join(f"{name}: kNN {accuracy:.3f}" for name, accuracy in accuracies.items()))
+    observer.message(f"$ dinowds train patch --data {out}/train --out {out}/run --config configs/demo.yaml")
+    outcome = train(out / "train", out / "run", config, observer, live_knn(train_set, test_set, KNN_EVERY))
+    accuracies["student"] = backbone_accuracy(outcome.student.backbone, train_set, test_set)
+    accuracies["teacher"] = backbone_accuracy(outcome.teacher.backbone, train_set, test_set)
+    return Result(
+        accuracies=accuracies,
+        num_classes=len(photo_names()),
+        num_train=len(train_set.labels),
+        num_test=len(test_set.labels),
+        steps=outcome.step,
+        loss=last_figure(out / "run" / METRICS_NAME, "loss"),
+        ln_k=math.log(config.student.out_dim),
+    )
+
+
+def _make_dataset(out: Path, split: str, observer: Observer) -> None:
+    cohorts, dataset = out / "cohorts" / split, out / split
+    if (dataset / MANIFEST_NAME).exists():
+        return
+    observer.message(f"$ dinowds shard {cohorts}/*.tar --out {dataset} --max-count 1000")
+    paths = write_cohorts(cohorts, split)
+    manifest = build_dataset(paths, dataset, ShardOptions(max_count=1000))
+    counts = ", ".join(f"{name} {count:,}" for name, count in manifest.cohorts.items())
+    observer.message(f"{manifest.num_samples:,} samples in {len(manifest.shards)} shards: {counts}")

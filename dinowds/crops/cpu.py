@@ -1,13 +1,14 @@
 """The fast renderer for processor cores: uint8 from end to end, in OpenCV and torch's antialiased resize.
 
-Every step is the counterpart of one in `pil.py` and rounds as Pillow does: `Image.blend` truncates, so half a grey level
-is taken off before OpenCV rounds. Steps are not merged, because Pillow clips and truncates after each one, and on flat
-areas that is seen.
+Every step is the counterpart of one in `pil.py` and rounds as Pillow does: `Image.blend` truncates, so half a grey
+level is taken off before OpenCV rounds. Steps are not merged, because Pillow clips and truncates after each one, and on
+flat areas that is seen.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dinowds.crops.recipe import Jitter, View
+from dinowds.crops.recipe import View
 
 # The loader runs one process a core; threads inside OpenCV would fight over the same cores.
 cv2.setNumThreads(0)
@@ -26,13 +27,13 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Step: TypeAlias = Callable[[Pixels, Pixels], None]
 """From one uint8 [size, size, 3] into another; the two never overlap."""
 
-TRUNCATE = -0.5 + 1e-3
+TRUNCATE = -0.5 + 1e-4
 """Added before rounding, it rounds down; the excess keeps whole numbers from falling to the one below."""
 
-SMALL_RADIUS = 0.35
-"""Below this radius, px, one filter in the place of Pillow's six is off by up to 1.3 grey levels on noise."""
+SMALL_RADIUS = 0.3
+"""Below this radius, px, one filter in the place of Pillow's six is off by up to 1 grey level on noise."""
 
-RADIUS_STEPS = 1024
+RADIUS_STEPS = 256
 """Radii are rounded to 1 / this before a filter is made for them, so that filters can be kept."""
 
 _resize_into: Any = torch.ops.aten._upsample_bicubic2d_aa.out
@@ -47,17 +48,41 @@ def render(image: Pixels, view: View, out: Pixels) -> None:
     if out.shape != (view.size, view.size, 3) or out.dtype != np.uint8:
         raise ValueError(f"out is {out.dtype} {list(out.shape)}, expected uint8 [{view.size}, {view.size}, 3]")
     steps = _steps(view)
-    source, target = (out, np.empty_like(out)) if len(steps) % 2 == 0 else (np.empty_like(out), out)
+    # torch's resize takes its target for dense memory, whatever the strides.
+    dense = out if out.flags.c_contiguous else _scratch(out.shape, "uint8", 2)
+    other = _scratch(out.shape, "uint8", 0)
+    source, target = (dense, other) if len(steps) % 2 == 0 else (other, dense)
     _crop(image, view, source)
     for step in steps:
         step(source, target)
         source, target = target, source
+    if dense is not out:
+        np.copyto(out, dense)
+
+
+class _Memory(threading.local):
+    """Arrays that a thread uses again and again; fresh ones of this size come from the kernel page by page."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[tuple[int, ...], str, int], npt.NDArray[Any]] = {}
+
+
+_memory = _Memory()
+
+
+def _scratch(shape: tuple[int, ...], kind: str, slot: int) -> npt.NDArray[Any]:
+    """Uninitialised memory of this thread; the same one for the same arguments."""
+    key = (shape, kind, slot)
+    if key not in _memory.arrays:
+        _memory.arrays[key] = np.empty(shape, kind)
+    return _memory.arrays[key]
 
 
 def _steps(view: View) -> list[Step]:
     steps: list[Step] = []
     if view.jitter is not None:
-        steps += [partial(_JITTER_STEPS[index], factor=view.jitter[index]) for index in view.jitter.order]
+        factors = view.jitter[:4]
+        steps += [partial(_JITTER_STEPS[index], factor=factors[index]) for index in view.jitter.order]
     if view.grey:
         steps.append(partial(_grey, radius=view.blur))
     elif view.blur is not None:
@@ -95,27 +120,29 @@ def _contrast(source: Pixels, target: Pixels, factor: float) -> None:
 
 
 def _saturation(source: Pixels, target: Pixels, factor: float) -> None:
-    grey = cv2.cvtColor(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    grey = _scratch(source.shape, "uint8", 1)
+    cv2.cvtColor(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=grey)
     cv2.addWeighted(source, factor, grey, 1 - factor, TRUNCATE, dst=target)
 
 
 def _hue(source: Pixels, target: Pixels, factor: float) -> None:
-    """Pillow keeps hue, saturation and value in 8 bits, and its hue has 256 steps of 1/255 of the circle."""
-    floats, other = np.empty(source.shape, np.float32), np.empty(source.shape, np.float32)
+    """Pillow keeps hue, saturation and value in 8 bits, rounded down, and its hue has 256 steps of 1/255 of the circle.
+
+    OpenCV's 8-bit HSV rounds to other steps on the way there, so that way goes through float32; on the way back its
+    "full" 8-bit HSV has Pillow's steps.
+    """
+    floats, hsv = _scratch(source.shape, "float32", 0), _scratch(source.shape, "float32", 1)
+    steps = _scratch(source.shape, "uint8", 1)
     np.copyto(floats, source)
-    cv2.cvtColor(floats, cv2.COLOR_RGB2HSV, dst=other)
-    cv2.transform(other, _HSV_TO_BYTES, dst=floats)
-    cv2.convertScaleAbs(floats, dst=target)
-    rows = target.reshape(len(target), -1)
-    np.add(rows, _hue_shift(len(target), int(factor * 255) % 256), out=rows)
-    np.copyto(floats, target)
-    cv2.transform(floats, _HSV_FROM_BYTES, dst=other)
-    cv2.cvtColor(other, cv2.COLOR_HSV2RGB, dst=floats)
-    cv2.convertScaleAbs(floats, dst=target)
+    cv2.cvtColor(floats, cv2.COLOR_RGB2HSV, dst=hsv)
+    cv2.transform(hsv, _HSV_TO_BYTES, dst=floats)
+    cv2.convertScaleAbs(floats, dst=steps)
+    rows = steps.reshape(len(steps), -1)
+    np.add(rows, _hue_shift(len(steps), int(factor * 255) % 256), out=rows)
+    cv2.cvtColor(steps, cv2.COLOR_HSV2RGB_FULL, dst=target)
 
 
 _HSV_TO_BYTES = np.array([[255 / 360, 0, 0, TRUNCATE], [0, 255, 0, TRUNCATE], [0, 0, 1, 0]])
-_HSV_FROM_BYTES = np.diag([360 / 255, 1 / 255, 1])
 
 
 @lru_cache(maxsize=1024)
@@ -124,7 +151,8 @@ def _hue_shift(width: int, steps: int) -> Pixels:
     return np.tile(np.array([steps, 0, 0], np.uint8), width)
 
 
-_JITTER_STEPS = Jitter(_brightness, _contrast, _saturation, _hue, (0, 1, 2, 3))
+_JITTER_STEPS = (_brightness, _contrast, _saturation, _hue)
+"""In the order of the fields of `Jitter`."""
 
 
 def _grey(source: Pixels, target: Pixels, radius: float | None) -> None:
@@ -150,7 +178,7 @@ def _blur_small(source: Pixels, target: Pixels, radius: float) -> None:
     The box filter is (1 - 2s, s, s) of a value and its neighbours, which is here a blend with a stronger filter.
     """
     share = float(_box(radius)[0])
-    strong = np.empty_like(source)
+    strong = _scratch(source.shape, "uint8", 1)
     for _ in range(3):
         cv2.blur(source, (3, 1), dst=strong, borderType=cv2.BORDER_REPLICATE)
         source = cv2.addWeighted(source, 1 - 3 * share, strong, 3 * share, 0, dst=target)

@@ -33,6 +33,7 @@ def render(image: npt.NDArray[np.uint8], view: View, out: npt.NDArray[np.uint8])
 
 def _apply_jitter(picture: Image.Image, jitter: Jitter) -> Image.Image:
     steps = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for step in jitter.order:
-        picture = steps[step](picture, jitter[step])
+    factors = jitter[:4]
+    for index in jitter.order:
+        picture = steps[index](picture, factors[index])
     return picture

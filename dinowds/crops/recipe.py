@@ -65,7 +65,8 @@ class ViewGroup:
     """Values from this one on are inverted, 0 to 256."""
 
 
-class Output(NamedTuple):
+@dataclass(frozen=True)
+class Output:
     """One tensor of views: `count` of them a sample, each `size` × `size` px."""
 
     name: str
@@ -84,8 +85,8 @@ class Recipe:
         """The tensors that the views fill, in the order of the views."""
         outputs: dict[str, Output] = {}
         for group in self.groups:
-            count = outputs[group.output].count if group.output in outputs else 0
-            outputs[group.output] = Output(group.output, count + group.count, group.size)
+            before = outputs[group.output].count if group.output in outputs else 0
+            outputs[group.output] = Output(group.output, before + group.count, group.size)
         return tuple(outputs.values())
 
     @property
@@ -191,8 +192,8 @@ _ORDERS: tuple[tuple[int, int, int, int], ...] = tuple((a, b, c, d) for a, b, c,
 def sample_views(rng: np.random.Generator, recipe: Recipe, height: int, width: int) -> tuple[View, ...]:
     """Draw the numbers of every view of one image of `height` × `width` px.
 
-    The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter and RandomGrayscale
-    and of DINO's blur and solarization. Always takes the same amount from `rng`.
+    The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter and
+    RandomGrayscale, and of DINO's blur and solarization. Always takes the same amount from `rng`.
 
     Returns:
         One record a view, in the order of the recipe's groups.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ def summarize(folder: Path) -> Summary:
         )
     known = {pair: count for pair, count in slides.items() if pair[1] is not None}
     per_slide = np.array(list(known.values()))
-    cohorts = {name: sum(count for pair, count in slides.items() if pair[0] == name) for name in manifest.cohorts}
+    cohorts: Counter[str] = Counter()
+    for (cohort, _), count in slides.items():
+        cohorts[cohort] += count
+    slides_of = Counter(cohort for cohort, _ in known)
     return Summary(
         name=manifest.name,
         kind=manifest.kind,
@@ -84,9 +88,9 @@ def summarize(folder: Path) -> Summary:
         samples=counts.samples,
         num_bytes=manifest.num_bytes,
         payload_bytes=counts.payload_bytes,
-        cohorts=cohorts,
+        cohorts={name: cohorts[name] for name in manifest.cohorts},
         slides=len(known),
-        slides_per_cohort={name: sum(pair[0] == name for pair in known) for name in manifest.cohorts},
+        slides_per_cohort={name: slides_of[name] for name in manifest.cohorts},
         samples_without_slide=counts.samples - sum(known.values()),
         samples_per_slide=(int(per_slide.min()), float(np.median(per_slide)), int(per_slide.max())) if known else None,
         labels={name: labels.get((position,), 0) for position, name in enumerate(manifest.label_names)},

@@ -61,46 +61,37 @@ def describe_image(payload: bytes) -> ImageInfo:
 
 def _jpeg_size(payload: bytes) -> tuple[int, int]:
     """Width and height from the frame header; the scan after it must have an end-of-image marker."""
-    size: tuple[int, int] | None = None
+    width = height = 0
     position = 2
-    while True:
-        marker, position = _next_marker(payload, position)
-        if marker in (0x00, 0xD9):
-            raise NotTaken(DAMAGED)
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            continue
-        segment = payload[position : position + 9]
-        if len(segment) < 2:
-            raise NotTaken(CUT_SHORT)
-        length = segment[0] << 8 | segment[1]
-        if length < 2:
-            raise NotTaken(DAMAGED)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if len(segment) < 9 or length < 9:
-                raise NotTaken(CUT_SHORT if len(segment) < 9 else DAMAGED)
-            size = segment[5] << 8 | segment[6], segment[3] << 8 | segment[4]
-        position += length
-        if marker == 0xDA:
-            break
-    if not payload.endswith(b"\xff\xd9") and payload.rfind(b"\xff\xd9", position) < 0:
+    try:
+        while True:
+            if payload[position] != 0xFF:
+                raise NotTaken(DAMAGED)
+            marker = payload[position + 1]
+            if marker == 0xFF:  # fill byte
+                position += 1
+                continue
+            if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
+                position += 2
+                continue
+            if marker in (0x00, 0xD9):
+                raise NotTaken(DAMAGED)
+            length = payload[position + 2] << 8 | payload[position + 3]
+            if length < 2:
+                raise NotTaken(DAMAGED)
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                height = payload[position + 5] << 8 | payload[position + 6]
+                width = payload[position + 7] << 8 | payload[position + 8]
+            position += 2 + length
+            if marker == 0xDA:
+                break
+    except IndexError:
+        raise NotTaken(CUT_SHORT) from None
+    if position > len(payload) - 2 or payload.rfind(b"\xff\xd9", position) < 0:
         raise NotTaken(CUT_SHORT)
-    if position > len(payload) - 2:
-        raise NotTaken(CUT_SHORT)
-    if size is None or 0 in size:
+    if not width or not height:
         raise NotTaken(DAMAGED)
-    return size
-
-
-def _next_marker(payload: bytes, position: int) -> tuple[int, int]:
-    """The marker at `position` (fill bytes allowed) and the position after it."""
-    end = len(payload)
-    if position < end and payload[position] != 0xFF:
-        raise NotTaken(DAMAGED)
-    while position < end and payload[position] == 0xFF:
-        position += 1
-    if position >= end:
-        raise NotTaken(CUT_SHORT)
-    return payload[position], position + 1
+    return width, height
 
 
 def _png_size(payload: bytes) -> tuple[int, int]:

@@ -7,7 +7,8 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -31,12 +32,37 @@ def write_shards(job: Job, tasks: Iterator[ShardTask], count: int, workers: int,
     if workers > 1:
         _write_in_processes(job, tasks, workers, report)
         return
-    payloads = Payloads(job.sources)
-    try:
+    with closing(_Writer(job)) as writer:
         for task in tasks:
-            write_shard(job, task, payloads, report)
-    finally:
-        payloads.close()
+            writer.write(task, report)
+        writer.finish()
+
+
+class _Writer:
+    """Writes shard after shard; while one waits for the disk, the next one is read."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._payloads = Payloads(job.sources)
+        self._thread = ThreadPoolExecutor(1)
+        self._unfinished: Future[None] | None = None
+
+    def write(self, task: ShardTask, report: Report) -> None:
+        """Write one shard. Its own last errors come with the next call, or with `finish`."""
+        finish = write_shard(self._job, task, self._payloads, report)
+        self.finish()
+        self._unfinished = self._thread.submit(finish)
+
+    def finish(self) -> None:
+        """Wait until all shards are done."""
+        if self._unfinished is not None:
+            self._unfinished.result()
+        self._unfinished = None
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+        self._thread.shutdown()
+        self._payloads.close()
 
 
 def _write_in_processes(job: Job, tasks: Iterator[ShardTask], workers: int, report: Report) -> None:
@@ -49,13 +75,17 @@ def _write_in_processes(job: Job, tasks: Iterator[ShardTask], workers: int, repo
                 busy[pipe] = process
                 _send(pipe, process, task)
             if not busy:
-                return
+                break
             for ready in connection.wait(list(busy)):
                 if _receive(ready, busy[ready], report):
                     idle[cast(Connection, ready)] = busy.pop(ready)
+        for pipe, process in pipes.items():
+            _send(pipe, process, None)
+        for pipe, process in pipes.items():
+            _receive(pipe, process, report)
 
 
-def _send(pipe: Connection, process: BaseProcess, task: ShardTask) -> None:
+def _send(pipe: Connection, process: BaseProcess, task: ShardTask | None) -> None:
     try:
         pipe.send(task)
     except OSError:
@@ -119,19 +149,20 @@ def _processes(job: Job, workers: int) -> Iterator[dict[Connection, BaseProcess]
 
 
 def _work(pipe: Connection, job: Job) -> None:
-    """A worker's life: tasks come in, (samples, bytes) go out, then None for a task that is done, or an error."""
+    """A worker's life: tasks come in, then None for the end; each is answered.
+
+    Answers are any number of (samples, bytes), and then None, or the error that ends the worker.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    payloads = Payloads(job.sources)
-    while True:
+    with closing(_Writer(job)) as writer, suppress(BrokenPipeError, EOFError):
         try:
-            task = pipe.recv()
-        except EOFError:
-            return
-        try:
-            write_shard(job, task, payloads, lambda samples, num_bytes: pipe.send((samples, num_bytes)))
+            while (task := pipe.recv()) is not None:
+                writer.write(task, lambda samples, num_bytes: pipe.send((samples, num_bytes)))
+                pipe.send(None)
+            writer.finish()
             pipe.send(None)
-        except BrokenPipeError:
-            return
+        except (BrokenPipeError, EOFError):
+            raise
         except DinowdsError as error:
             pipe.send(error)
         except Exception:

@@ -141,7 +141,7 @@ def _why_no_image(source: Source, listing: Listing, extensions: Counter[bytes]) 
         return f"has no image files, but {archives} tars: give those"
     found = ", ".join(f"{count} .{decode_name(name)}" for name, count in extensions.most_common(3))
     left_out = listing.quarantine.num_rows + sum(listing.skipped.values())
-    if source.kind != "folder" and not left_out - (not extensions):
+    if source.kind != "folder" and not left_out:
         return "holds nothing; give a tar with images"
     what = "folder" if source.kind == "folder" else "tar"
     expected = "jpg, png, tif, webp, bmp, gif or jp2"

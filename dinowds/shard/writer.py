@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,33 +71,47 @@ def rows_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.arrow"
 
 
-def write_shard(job: Job, task: ShardTask, payloads: Payloads, report: Callable[[int, int], None]) -> None:
-    """Write one shard and then its rows. `report` gets the samples and bytes read since its last call.
+def write_shard(
+    job: Job, task: ShardTask, payloads: Payloads, report: Callable[[int, int], None]
+) -> Callable[[], None]:
+    """Write one shard; what is returned makes it done. `report` gets the samples and bytes read since its last call.
 
-    A shard of which no candidate is an image has rows but no tar.
+    To be done, a shard waits for the disk and is then renamed and given its rows. The caller can do that in another
+    thread while it reads the next shard. A shard of which no candidate is an image has rows but no tar.
 
-    Raises:
+    Raises (both it and what it returns):
         SourceError: a source changed or cannot be read.
         OutputError: the shard cannot be written.
     """
     columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names}
     images, rejected = _read_images(columns, payloads, report)
-    path = shard_path(job.folder, task.index)
     samples = _Samples(job)
-    try:
+    num_bytes, sha256 = 0, ""
+    with _output_errors(job), ExitStack() as stack:
         if images:
-            with atomic_write(path) as file:
-                tar = UstarWriter(file)
-                for index in sorted(images):
-                    samples.write(tar, {name: column[index] for name, column in columns.items()}, *images.pop(index))
-                num_bytes, sha256 = tar.finish()
-        else:
-            path.unlink(missing_ok=True)
-            num_bytes, sha256 = 0, ""
-        done = DoneShard(samples.table(), num_bytes, sha256, tuple(sorted(rejected)))
-        _write_rows(rows_path(job.folder, task.index), done)
+            tar = UstarWriter(stack.enter_context(atomic_write(shard_path(job.folder, task.index))))
+            rows = zip(columns["source"], columns["name"], columns["label"], columns["salt"], strict=True)
+            for index, row in enumerate(rows):
+                if index in images:
+                    samples.write(tar, *row, *images.pop(index))
+            num_bytes, sha256 = tar.finish()
+        unfinished = stack.pop_all()
+    done = DoneShard(samples.table(), num_bytes, sha256, tuple(sorted(rejected)))
+
+    def finish() -> None:
+        with _output_errors(job):
+            unfinished.close()
+            _write_rows(rows_path(job.folder, task.index), done)
+
+    return finish
+
+
+@contextmanager
+def _output_errors(job: Job) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OutputError(f"{job.folder.parent}: cannot write a shard ({error.strerror or error})") from None
+        raise OutputError(f"{job.folder.parent}: cannot be written ({error.strerror or error})") from None
 
 
 def _read_images(
@@ -130,18 +145,28 @@ class _Samples:
         self._pattern: re.Pattern[str] | None = compile_key_pattern(job.key_pattern)
         self._columns: dict[str, list[Any]] = {name: [] for name in SAMPLES_SCHEMA.names}
 
-    def write(self, tar: UstarWriter, row: dict[str, Any], image: ImageInfo, payload: bytes) -> None:
-        source = self._sources[row["source"]]
-        name = decode_name(row["name"])
-        key = sample_key(name, source.cohort, row["salt"])
-        label = row["label"] if row["label"] >= 0 else None
+    def write(
+        self, tar: UstarWriter, source_at: int, raw: bytes, label: int, salt: int, image: ImageInfo, payload: bytes
+    ) -> None:
+        source = self._sources[source_at]
+        name = decode_name(raw)
+        key = sample_key(name, source.cohort, salt)
         offset = tar.add(f"{key}.{image.ext}", payload)
-        if label is not None:
+        if label >= 0:
             tar.add(f"{key}.cls", str(label).encode())
         place = find_place(name, self._pattern)
         values = (
             *(key, 0, offset, len(payload), image.ext, xxhash.xxh3_128_digest(payload), source.cohort),
-            *(place.slide, place.x, place.y, label, image.width, image.height, source.path, name),
+            *(
+                place.slide,
+                place.x,
+                place.y,
+                label if label >= 0 else None,
+                image.width,
+                image.height,
+                source.path,
+                name,
+            ),
         )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)

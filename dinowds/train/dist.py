@@ -79,4 +79,4 @@ def replicate(model: nn.Module, device: torch.device) -> nn.Module:
     if not td.is_initialized():
         return model
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

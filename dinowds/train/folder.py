@@ -21,19 +21,18 @@ CHECKPOINTS_NAME = "checkpoints"
 _LOCK_NAME = ".lock"
 
 
-def check_folder(folder: Path, config: PatchConfig) -> None:
-    """Refuse a folder that is not a run's, or that holds checkpoints of another configuration.
-
-    Raises:
-        OutputError, ConfigError: one line that says what is in the way.
-    """
+def _check_foreign(folder: Path) -> None:
+    """Refuse what is not a run's folder, before anything is written there."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file, expected a folder for the run; give another --out")
-    saved = folder / CONFIG_NAME
-    if not saved.exists():
-        if folder.exists() and any(path.name != _LOCK_NAME for path in folder.iterdir()):
+    if folder.exists() and not (folder / CONFIG_NAME).exists():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise OutputError(f"{folder}: is not empty and not a run's folder; give another --out")
-        return
+
+
+def _check_config(folder: Path, config: PatchConfig) -> None:
+    """Refuse to go on from checkpoints of another configuration."""
+    saved = folder / CONFIG_NAME
     if list_checkpoints(folder / CHECKPOINTS_NAME) and (changed := differences(_read(saved), config)):
         raise ConfigError(
             f"{folder}: this run was started with other values ({'; '.join(changed)}); "
@@ -46,10 +45,12 @@ def own_folder(folder: Path, config: PatchConfig) -> Iterator[None]:
     """Create the folder, keep other runs out of it, and write its `config.yaml`. For rank 0.
 
     Raises:
-        OutputError: it cannot be written, or another run is at work in it.
+        OutputError: it cannot be written, is not a run's, or another run is at work in it.
+        ConfigError: it holds checkpoints of another configuration.
     """
+    _check_foreign(folder)
     try:
-        (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
@@ -58,6 +59,7 @@ def own_folder(folder: Path, config: PatchConfig) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
+        _check_config(folder, config)
         write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
         yield
     finally:

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import sys
+import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from dinowds.errors import ConfigError, StoppedBySignal, TrainingError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dinowds.errors import ConfigError, DinowdsError, StoppedBySignal, TrainingError
 from dinowds.train.devices import available_cores
+
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_processes: int) -> None:
     """Run `function(*arguments)` as `num_processes` ranks and wait for all. The first failure ends them all.
 
-    `function` must be importable by name and exit with a DinowdsError's exit code after printing it.
+    `function` must be importable by name.
 
     Raises:
-        StoppedBySignal: all ranks saved and stopped.
-        TrainingError: a rank failed; it has said why.
+        StoppedBySignal: on SIGINT, SIGTERM or SIGUSR1; the ranks have had 30 seconds to save.
+        TrainingError: a rank failed; the message is that of the first that did.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     if num_processes < 1:
         raise ConfigError(f"--nproc is {num_processes}, expected at least 1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
+    # The launcher logs a page about a failed rank; the rank's own line, raised below, says what matters.
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # The signals that the launcher passes on, and after which it waits for the ranks to save. An environment variable
+    # until torch 2.9, which later versions set from their configuration.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
+    later = {"signals_to_handle": _SIGNALS} if hasattr(LaunchConfig, "signals_to_handle") else {}
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -34,14 +48,39 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        monitor_interval=0.5,
+        monitor_interval=0.2,
         start_method="spawn",
+        **later,
     )
     try:
-        elastic_launch(settings, function)(*arguments)
+        elastic_launch(settings, run_as_rank)(function, arguments)
+    except SignalException as stop:
+        raise StoppedBySignal(
+            f"stopped by {signal.Signals(stop.sigval).name}; run the same command again to go on from the last checkpoint"
+        ) from None
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        if StoppedBySignal.exit_code in codes:
-            raise StoppedBySignal("stopped on a signal; run the same command again to go on") from None
-        rank, failure = error.get_first_failure()
-        raise TrainingError(f"rank {rank} failed with exit code {failure.exitcode}; its message is above") from None
+        failure = error.get_first_failure()[1]
+        message = _message(failure)
+        codes = {one.exitcode for one in error.failures.values()}
+        raise StoppedBySignal(message) if codes == {StoppedBySignal.exit_code} else TrainingError(message) from None
+
+
+def _message(failure: ProcessFailure) -> str:
+    """The error of a rank: as it recorded it, or what is known of its death."""
+    recorded = failure.error_file_data.get("message")
+    text = recorded.get("message") if isinstance(recorded, dict) else recorded
+    if text:
+        return str(text).partition(": ")[2]  # the class of the error stands before it
+    how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+    return f"rank {failure.local_rank} ended with {how}; the lines above, or the host's memory, may say why"
+
+
+def run_as_rank(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """In the rank's process: hand an error to the launching process, and exit with its code."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        if not isinstance(error, DinowdsError):
+            traceback.print_exc()
+        get_error_handler().record_exception(error)
+        sys.exit(getattr(error, "exit_code", 1))

@@ -24,7 +24,7 @@ from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train import dist
 from dinowds.train.checkpoint import FORMAT_VERSION, State, checkpoint_path, load_latest, save_checkpoint
 from dinowds.train.devices import autocast_dtype, choose_device, choose_num_workers, largest_divisor
-from dinowds.train.folder import CHECKPOINTS_NAME, check_folder, own_folder
+from dinowds.train.folder import CHECKPOINTS_NAME, own_folder
 from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
 from dinowds.train.optim import build_optimizer
 from dinowds.train.schedule import values_at
@@ -59,7 +59,6 @@ def train(
         DinowdsError: bad input, in one line.
     """
     world = World.from_environment()
-    check_folder(out, config)
     dataset = Dataset.open(data)
     if dataset.manifest.kind != "image":
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
@@ -80,17 +79,22 @@ class StopRequest:
     """Set by a signal."""
 
     name: str | None = None
+    asked_at: float = 0.0
 
 
 @contextmanager
 def _stop_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request; a second SIGINT interrupts at once."""
+    """Turn SIGINT, SIGTERM or SIGUSR1 into a request; another SIGINT, a second or more later, interrupts at once.
+
+    (A terminal's Ctrl-C reaches a rank twice: by itself and passed on by the launcher.)
+    """
     request = StopRequest()
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if request.name and number == signal.SIGINT:
+        if request.name is None:
+            request.name, request.asked_at = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - request.asked_at > 1:
             raise KeyboardInterrupt
-        request.name = signal.Signals(number).name
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
@@ -137,6 +141,7 @@ class _Run:
         if self.step >= self.end_step:
             self.observer.message(f"nothing left to do: {self.step} of {self.end_step} steps are done")
             return self._outcome()
+        self.observer.message(self._summary())
         journal = Journal(self.out, self.step) if self.world.rank == 0 else None
         recorder = Recorder(self.out, self.config, self.steps_per_epoch, self.end_step, journal, self.observer)
         try:
@@ -149,7 +154,19 @@ class _Run:
                 f"stopped by {stop.name or 'a signal to another rank'} after step {self.step} of {self.end_step}; "
                 f"saved {self._outcome().checkpoint}; run the same command again to go on"
             )
+        self.observer.message(f"done: {self.step} steps, {self._outcome().checkpoint}")
         return self._outcome()
+
+    def _summary(self) -> str:
+        student, settings = self.config.student, self.settings
+        millions = sum(parameter.numel() for parameter in self.learner.student.backbone.parameters()) / 1e6
+        precision = "fp32" if settings.autocast_dtype is None else "bf16"
+        processes = f"{self.world.size} processes, " if self.world.size > 1 else ""
+        return (
+            f"training {student.arch}/{student.patch_size} ({millions:.1f} M) on {self.device.type} in {precision}: "
+            f"{processes}{len(self.dataset):,} samples, {self.steps_per_epoch:,} steps an epoch, "
+            f"steps {self.step:,} to {self.end_step:,}, batch {settings.global_batch} (in parts of {settings.micro_batch})"
+        )
 
     def _outcome(self) -> Outcome:
         path = checkpoint_path(self.out / CHECKPOINTS_NAME, self.step)

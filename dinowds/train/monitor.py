@@ -112,6 +112,12 @@ def keep_steps_until(path: Path, last_step: int) -> None:
     write_atomic(path, "".join(line + "\n" for line in kept).encode())
 
 
+def last_figure(path: Path, name: str) -> float:
+    """The newest value of a metric in `metrics.jsonl`; NaN where there is none."""
+    entries = (_parse(line) for line in reversed(path.read_text(encoding="utf-8").splitlines()))
+    return next((float(entry[name]) for entry in entries if entry and name in entry), float("nan"))
+
+
 def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Append JSON lines."""
     append_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))

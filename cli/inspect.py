@@ -1,0 +1,128 @@
+"""`dinowds inspect`: what a dataset holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .shared import print_json
+from .tables import format_bytes, make_table, printable
+
+if TYPE_CHECKING:
+    from dinowds.data.summary import Summary
+    from dinowds.data.verify import Damage
+
+_MAX_ROWS = 12
+
+
+def inspect(
+    dataset: Annotated[Path, typer.Argument(help="Folder that 'dinowds shard' wrote.", show_default=False)],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything again and compare it with sizes, counts and digests.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+) -> None:
+    """Show what a dataset holds: shards, cohorts, slides, labels, image sizes and formats.
+
+    With --verify, list each damage with its shard and key, and fail if there is any.
+
+    [dim]dinowds inspect datasets/patches --verify[/dim]
+    """
+    from dinowds.data.summary import summarize
+    from dinowds.data.verify import verify_dataset
+    from dinowds.errors import DatasetError
+
+    damages: list[Damage] = []
+    if verify:
+        with _progress() as report:
+            damages = verify_dataset(dataset, report)
+    summary: Summary | None = None
+    try:
+        summary = summarize(dataset)
+    except DatasetError:
+        if not damages:
+            raise
+    if as_json:
+        content: dict[str, Any] = {"dataset": str(dataset), **({} if summary is None else summary.to_json())}
+        if verify:
+            content["damages"] = [{"shard": d.shard, "key": d.key, "problem": d.problem} for d in damages]
+        print_json(content)
+    else:
+        if summary is not None:
+            print_summary(summary, str(dataset))
+        _print_damages(damages, verify)
+    if damages:
+        first = damages[0]
+        where = first.shard if first.key is None else f"{first.shard}, key {first.key}"
+        advice = "make the dataset again, or copy it again"
+        raise DatasetError(f"{dataset}: damage found: {len(damages)}, first in {where}: {first.problem}; {advice}")
+
+
+def print_summary(summary: Summary, title: str) -> None:
+    """Tables on stdout."""
+    from rich.console import Console
+
+    console = Console()
+    rows: list[tuple[str, object]] = [
+        ("shards", summary.shards),
+        ("samples", summary.samples),
+        ("bytes", format_bytes(summary.num_bytes)),
+        ("slides", summary.slides),
+    ]
+    if summary.samples_per_slide:
+        least, median, most = summary.samples_per_slide
+        rows += [("samples per slide, min", least), ("median", f"{median:,g}"), ("max", most)]
+    if summary.samples_without_slide:
+        rows.append(("samples without slide", summary.samples_without_slide))
+    rows += [(f"quarantined: {reason}", count) for reason, count in summary.quarantined.items()]
+    console.print(make_table(title, ("", ""), rows))
+    cohorts = [(name, count, summary.slides_per_cohort[name]) for name, count in summary.cohorts.items()]
+    console.print(make_table("cohorts", ("cohort", "samples", "slides"), _first(cohorts)))
+    if summary.labels:
+        labels: list[tuple[object, ...]] = list(summary.labels.items())
+        if summary.samples_without_label:
+            labels.append(("none", summary.samples_without_label))
+        console.print(make_table("labels", ("label", "samples"), _first(labels)))
+    console.print(make_table("image sizes", ("width x height", "samples"), _first(list(summary.sizes.items()))))
+    console.print(make_table("formats", ("format", "samples"), summary.formats.items()))
+
+
+def _first(
+    rows: list[tuple[object, ...]] | list[tuple[str, int]] | list[tuple[str, int, int]],
+) -> list[tuple[object, ...]]:
+    """The first rows, and a line that counts the others."""
+    if len(rows) <= _MAX_ROWS + 1:
+        return list(rows)
+    others = rows[_MAX_ROWS:]
+    totals = (sum(int(str(row[column])) for row in others) for column in range(1, len(rows[0])))
+    return [*rows[:_MAX_ROWS], (f"{len(others)} others", *totals)]
+
+
+def _print_damages(damages: list[Damage], verify: bool) -> None:
+    from rich.console import Console
+
+    if verify and not damages:
+        Console().print("verified: every byte is as it was written")
+    for damage in damages:
+        parts = [damage.shard, damage.key, damage.problem]
+        text = ": ".join(printable(part) for part in parts if part is not None)
+        print(text)  # noqa: T201
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("verify"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("verify", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

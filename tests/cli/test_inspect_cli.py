@@ -1,0 +1,107 @@
+"""`dinowds inspect` as people call it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from dinowds.cli.main import run
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """(arguments) → exit code, stdout, stderr of `dinowds inspect`."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dinowds", "inspect", *map(str, arguments)])
+        try:
+            run()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_inspect__shows_what_the_index_says(call: Call, dataset_path: Path) -> None:
+    code, out, err = call(dataset_path)
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for line in (
+        "shards 4",
+        "samples 90",
+        "slides 9",
+        "samples per slide, min 10",
+        "alpha 60 6",
+        "beta 30 3",
+        "32x32 90",
+    ):
+        assert line in lines
+    assert "jpg 90" in lines
+    assert not any("verified" in line for line in lines)
+
+
+def test_inspect__json_is_alone_on_stdout(call: Call, dataset_path: Path) -> None:
+    code, out, _ = call(dataset_path, "--json", "--verify")
+    content = json.loads(out)
+    assert code == 0
+    assert (content["samples"], content["cohorts"], content["damages"]) == (90, {"alpha": 60, "beta": 30}, [])
+    assert "damages" not in json.loads(call(dataset_path, "--json")[1])
+
+
+def test_inspect__verify_lists_each_damage_and_fails(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    assert "every byte is as it was written" in " ".join(call(dataset_path, "--verify")[1].split())
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    damaged = [rows[3], rows[60]]
+    for row in damaged:
+        path = sorted((folder / "shards").iterdir())[row["shard"]]
+        content = bytearray(path.read_bytes())
+        content[row["offset"] + 20] ^= 1
+        path.write_bytes(content)
+    code, out, err = call(folder, "--verify")
+    assert code == 1
+    for row in damaged:
+        assert f"-{row['shard']:06d}.tar: {row['key']}: its bytes are not those that were written" in out
+    assert err.count("\n") == 1
+    assert "damage found: 2, first in shards/" in err
+    code, out, _ = call(folder, "--verify", "--json")
+    assert code == 1
+    assert [damage["key"] for damage in json.loads(out)["damages"]] == [row["key"] for row in damaged]
+
+
+def test_inspect__verify_works_where_the_index_is_gone(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    (folder / "samples.parquet").unlink()
+    code, out, err = call(folder, "--verify", "--json")
+    assert code == 1
+    assert json.loads(out)["damages"][0]["shard"] == "samples.parquet"
+    assert err.count("\n") == 1
+
+
+def test_inspect__what_is_no_dataset_is_one_line(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "unfinished" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "newer").mkdir()
+    content = json.loads((dataset_path / "manifest.json").read_text())
+    content["dinowds"]["format_version"] = 99
+    (tmp_path / "newer" / "manifest.json").write_text(json.dumps(content))
+    for folder, words in (
+        ("nowhere", "no such dataset"),
+        ("unfinished", "unfinished dataset"),
+        ("newer", "format_version is 99"),
+        (".", "is not a dataset"),
+    ):
+        for options in ([], ["--verify"]):
+            code, out, err = call(tmp_path / folder, *options)
+            assert (code, out) == (1, "")
+            assert words in err
+            assert err.count("\n") == 1

@@ -1,0 +1,194 @@
+"""`dinowds shard` as people call it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dinowds.cli.main import run
+from dinowds.cli.shard import default_workers, parse_size
+from dinowds.cli.tables import format_bytes, printable
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """(arguments) → exit code, stdout, stderr of `dinowds shard`."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dinowds", "shard", *map(str, arguments)])
+        try:
+            run()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, dataset_path: Path) -> Path:
+    """A tar of 60 patches in 6 slides, and two members that are no images."""
+    path = tmp_path / "alpha.tar"
+    path.write_bytes((dataset_path.parent / "alpha.tar").read_bytes())
+    with tarfile.open(path, "a") as tar:
+        for name in ("notes.txt", "more.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"x"))
+    return path
+
+
+def test_shard__ends_with_a_table_and_plain_lines(call: Call, cohort: Path, tmp_path: Path) -> None:
+    code, out, err = call(cohort, "--out", tmp_path / "out", "--max-count", 25)
+    assert code == 0
+    table = dict(line.strip().rsplit("  ", 1) for line in out.splitlines() if "  " in line.strip())
+    figures = {name.strip(): value.strip() for name, value in table.items()}
+    assert figures["samples"] == "60"
+    assert figures["shards"] == "3"
+    assert figures["slides"] == "6"
+    assert figures["quarantined: not an image file"] == "2"
+    assert f"list {cohort}" in err
+    assert "write: 60 samples" in err
+    assert "\x1b" not in out + err
+
+
+def test_shard__json_is_alone_on_stdout(call: Call, cohort: Path, tmp_path: Path) -> None:
+    code, out, _ = call(cohort, "--out", tmp_path / "out", "--json", "--name", "named")
+    content = json.loads(out)
+    assert code == 0
+    assert (content["name"], content["samples"], content["shards"]) == ("named", 60, 1)
+    assert content["quarantined"] == {"not an image file": 2}
+
+
+def test_shard__dry_run_says_what_would_be_and_writes_nothing(call: Call, cohort: Path, tmp_path: Path) -> None:
+    code, out, _ = call(cohort, "--out", tmp_path / "out", "--dry-run", "--max-count", 7)
+    assert code == 0
+    assert "nothing written" in out
+    code, out, _ = call(cohort, "--out", tmp_path / "out", "--dry-run", "--max-count", 7, "--json")
+    plan = json.loads(out)
+    assert (plan["samples"], plan["shards"], plan["cohorts"]) == (60, 9, {"alpha": 60})
+    assert not (tmp_path / "out").exists()
+
+
+def test_shard__same_command_again_is_refused_until_overwrite(call: Call, cohort: Path, tmp_path: Path) -> None:
+    assert call(cohort, "--out", tmp_path / "out")[0] == 0
+    code, out, err = call(cohort, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"dinowds: error: {tmp_path}/out: already holds a dataset; ")
+    assert err.endswith("--overwrite to replace it\n")
+    assert err.count("\n") == 1
+    assert call(cohort, "--out", tmp_path / "out", "--overwrite")[0] == 0
+
+
+def test_shard__bad_inputs_are_one_line_and_leave_nothing(call: Call, cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "void").mkdir()
+    (tmp_path / "empty.tar").write_bytes(b"")
+    with tarfile.open(tmp_path / "nothing.tar", "w"):
+        pass
+    (tmp_path / "cut.tar").write_bytes(cohort.read_bytes()[:3000])
+    (tmp_path / "text.tar").write_text("text" * 999)
+    for source, words in (
+        (tmp_path / "nowhere.tar", "no such file or folder"),
+        (tmp_path / "void", "no image files"),
+        (tmp_path / "empty.tar", "is empty"),
+        (tmp_path / "nothing.tar", "holds nothing"),
+        (tmp_path / "cut.tar", "is cut short"),
+        (tmp_path / "text.tar", "is not a tar"),
+    ):
+        code, out, err = call(source, "--out", tmp_path / "out")
+        assert (code, out) == (1, "")
+        error = err.splitlines()[-1]
+        assert error.startswith(f"dinowds: error: {source}: ")
+        assert words in error
+        assert "Traceback" not in err
+        assert not (tmp_path / "out").exists()
+
+
+def test_shard__bad_options_name_themselves(call: Call, cohort: Path, tmp_path: Path) -> None:
+    for arguments, code, words in (
+        (["--key-pattern", "("], 1, "--key-pattern"),
+        (["--seed", "-1"], 1, "--seed"),
+        (["--workers", "0"], 1, "--workers"),
+        (["--shard-size", "many"], 2, "is not a size"),
+        (["--no-such-option"], 2, "No such option"),
+    ):
+        found, _, err = call(cohort, "--out", tmp_path / "out", *arguments)
+        assert found == code
+        assert words in err
+    assert call("--out", tmp_path / "out")[0] == 2
+    assert call(cohort)[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_shard__names_cannot_steer_the_terminal(call: Call, cohort: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "\x1b[31mred.tar"
+    cohort.rename(evil)
+    code, out, err = call(evil, "--out", tmp_path / "out")
+    assert code == 0
+    assert "\x1b" not in out + err
+    code, _, err = call(evil, "--out", tmp_path / "out\x1b[0m", "--key-pattern", "\x1b(")
+    assert "\x1b" not in err
+
+
+def test_shard__shows_a_bar_on_a_terminal(cohort: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    arguments = [str(Path(sys.executable).with_name("dinowds")), "shard", str(cohort), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    result = subprocess.run(arguments, stderr=theirs, stdout=subprocess.PIPE, env=environment, check=True, text=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "\x1b[" in shown
+    assert "samples" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("500000", 500_000),
+        ("1GB", 10**9),
+        ("256MiB", 256 << 20),
+        ("1.5k", 1500),
+        ("2 TiB", 2 << 40),
+        ("64kib", 65536),
+        ("7B", 7),
+    ],
+)
+def test_parse_size__units(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1iB", "1XB", "1e6", "1,5GB"])
+def test_parse_size__nonsense_is_a_usage_error(text: str) -> None:
+    import typer
+
+    with pytest.raises(typer.BadParameter):
+        parse_size(text)
+
+
+def test_default_workers__are_the_cores_up_to_eight() -> None:
+    assert 1 <= default_workers() <= 8
+
+
+def test_format__bytes_and_names() -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1536, 5 << 40, 3000 << 40)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "5.0 TiB",
+        "3000.0 TiB",
+    ]
+    assert printable("a\x1b[0m\nö") == "a\\x1b[0m\\nö"

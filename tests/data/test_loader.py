@@ -1,0 +1,197 @@
+"""The stream: exactly the plan's samples, whoever reads them, and a substitute for what cannot be read."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from dinowds.config import CropsConfig
+from dinowds.crops.batches import Batch, Crop
+from dinowds.crops.recipe import patch_recipe
+from dinowds.data.dataset import Dataset
+from dinowds.data.loader import PlanSource, load, stream
+from dinowds.data.plan import Chunks, EpochPlan, Order
+from dinowds.errors import DatasetError
+from dinowds.world import World
+
+ORDER = Order(batch_size=12, seed=3, chunk_size=4, window_chunks=3, partitions=4)
+STEPS = 7  # of an epoch of 90 samples
+RECIPE = patch_recipe(CropsConfig(global_crops_size=24, local_crops_size=16, local_crops_number=2))
+
+
+def batches(
+    dataset: Dataset, world: World = World(), start: int = 0, end: int = 2 * STEPS, workers: int = 0
+) -> Iterator[Batch]:  # fmt: skip
+    source = PlanSource(dataset, ORDER, world, start, end)
+    return iter(load(stream(source, Crop(RECIPE, "cpu", ORDER.seed, source.rank_batch)), workers))
+
+
+def joined(parts: list[Batch]) -> dict[str, Any]:
+    return {
+        "step": parts[0].step,
+        "keys": [key for part in parts for key in part.keys],
+        "samples": torch.cat([part.samples for part in parts]).tolist(),
+        **{name: torch.cat([part.views[name] for part in parts], dim=1) for name in parts[0].views},
+    }
+
+
+def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert same, name
+
+
+@pytest.fixture(scope="module")
+def reference(dataset_path: Path) -> list[dict[str, Any]]:
+    return [joined([batch]) for batch in batches(Dataset.open(dataset_path))]
+
+
+def test_stream__follows_the_plan(dataset: Dataset, reference: list[dict[str, Any]]) -> None:
+    assert [batch["step"] for batch in reference] == list(range(2 * STEPS))
+    for batch in reference:
+        epoch, step = divmod(batch["step"], STEPS)
+        plan = EpochPlan(Chunks(dataset.shard_counts, ORDER.chunk_size), ORDER, epoch)
+        assert batch["samples"] == plan.batch(step).tolist()
+        assert batch["keys"] == [dataset[sample].key for sample in batch["samples"]]
+        assert batch["global"].shape == (2, 12, 24, 24, 3)
+        assert batch["local"].shape == (2, 12, 16, 16, 3)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 6])
+def test_stream__any_world_size_gives_the_same_batches(
+    dataset: Dataset, reference: list[dict[str, Any]], ranks: int
+) -> None:
+    streams = [batches(dataset, World(rank, ranks)) for rank in range(ranks)]
+    for expected, parts in zip(reference, zip(*streams, strict=True), strict=True):
+        assert_equal(joined(list(parts)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores, on purpose
+@pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (3, 5)])
+def test_stream__any_number_of_workers_gives_the_same_batches(
+    dataset: Dataset, reference: list[dict[str, Any]], workers: int, start: int
+) -> None:
+    found = [joined([batch]) for batch in batches(dataset, start=start, workers=workers)]
+    for expected, batch in zip(reference[start:], found, strict=True):
+        assert_equal(batch, expected)
+
+
+@pytest.mark.parametrize("start", [0, 1, STEPS - 1, STEPS, STEPS + 3])
+def test_stream__resumes_anywhere(dataset: Dataset, reference: list[dict[str, Any]], start: int) -> None:
+    for expected, batch in zip(reference[start:], batches(dataset, start=start), strict=True):
+        assert_equal(joined([batch]), expected)
+
+
+def test_stream__resuming_reads_nothing_of_earlier_steps(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PlanSource(dataset, ORDER, World(), STEPS - 1, STEPS)
+    asked: list[int] = []
+    look_up = Dataset.__getitem__
+    monkeypatch.setattr(Dataset, "__getitem__", lambda self, i: asked.append(i) or look_up(self, i))  # type: ignore[func-returns-value]
+    samples = [raw["__sample__"] for raw in source]
+    assert asked == samples
+    assert len(samples) == ORDER.batch_size
+
+
+def test_stream__crops_differ_between_epochs_and_samples(reference: list[dict[str, Any]]) -> None:
+    places = {(b["step"] // STEPS, s): (b, i) for b in reference for i, s in enumerate(b["samples"])}
+    sample = next(s for (epoch, s) in places if epoch == 0 and (1, s) in places)
+    (first, i), (second, j) = places[0, sample], places[1, sample]
+    assert not torch.equal(first["global"][:, i], second["global"][:, j])
+    assert not torch.equal(first["global"][0, i], first["global"][1, i])
+
+
+def test_source__composes_with_webdataset_stages(dataset: Dataset) -> None:
+    source = PlanSource(dataset, ORDER, World(), 0, 1)
+    pipeline = wds.DataPipeline(source, wds.decode("pil"), wds.to_tuple("__key__", "jpg"))
+    keys, images = zip(*pipeline, strict=True)
+    assert list(keys) == [dataset[int(raw["__sample__"])].key for raw in source]
+    assert {image.size for image in images} == {(32, 32)}
+
+
+def test_source__can_be_pickled(dataset: Dataset) -> None:
+    source = PlanSource(dataset, ORDER, World(), 0, 2)
+    expected = [raw["__key__"] for raw in source]
+    assert [raw["__key__"] for raw in pickle.loads(pickle.dumps(source))] == expected  # noqa: S301
+
+
+@pytest.fixture
+def damaged(dataset_path: Path, tmp_path: Path) -> tuple[Dataset, int]:
+    """A copy of the dataset in which one payload is overwritten, and that sample's id."""
+    shutil.copytree(dataset_path, tmp_path / "damaged")
+    dataset = Dataset.open(tmp_path / "damaged")
+    victim = dataset[42]
+    with open(dataset.shard_path(victim.shard), "r+b") as shard:
+        shard.seek(victim.offset + victim.size // 2)
+        shard.write(bytes(32))
+    return dataset, 42
+
+
+def test_damaged_sample__is_replaced_without_shifting_the_order(
+    damaged: tuple[Dataset, int], reference: list[dict[str, Any]]
+) -> None:
+    dataset, victim = damaged
+    found = list(batches(dataset))
+    again = list(batches(dataset, start=0, workers=2))
+    bad = [report for batch in found for report in batch.bad]
+    assert {report.key for report in bad} == {dataset[victim].key}
+    assert all("digest" in report.reason and report.url for report in bad)
+    for expected, batch, other in zip(reference, found, again, strict=True):
+        assert batch.samples.tolist() == expected["samples"]
+        assert batch.keys == other.keys
+        assert batch.bad == other.bad
+        for i, sample in enumerate(expected["samples"]):
+            intact = torch.equal(batch.views["global"][:, i], expected["global"][:, i])
+            assert intact == (sample != victim)
+            assert batch.keys[i] == (expected["keys"][i] if sample != victim else batch.bad[0].replaced_by)
+
+
+def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Dataset, int]) -> None:
+    dataset, victim = damaged
+    row = dataset[victim]
+    with open(dataset.shard_path(row.shard), "r+b") as shard:
+        shard.seek(row.offset)
+        shard.write(bytes(row.size))
+    source = PlanSource(dataset, ORDER, World(), 0, STEPS, verify_digests=False)
+    bad = [report for raw in stream(source) for report in raw["__bad__"]]
+    assert [report.key for report in bad] in ([row.key], [])  # [] if this epoch leaves it out
+    assert bad or victim not in {raw["__sample__"] for raw in source}
+
+
+def test_truncated_shard__is_an_error_that_names_it(damaged: tuple[Dataset, int]) -> None:
+    dataset, _ = damaged
+    path = dataset.shard_path(1)
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DatasetError, match=rf"{path.name}: shard has \d+ bytes, the manifest says \d+"):
+        list(batches(dataset))
+
+
+def test_hopeless_dataset__ends_with_an_error(damaged: tuple[Dataset, int]) -> None:
+    dataset, _ = damaged
+    for shard in range(len(dataset.shard_counts)):
+        path = dataset.shard_path(shard)
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DatasetError, match="substitutes were bad too"):
+        next(batches(dataset))
+
+
+def test_source__world_that_does_not_divide_the_batch(dataset: Dataset) -> None:
+    with pytest.raises(DatasetError, match="batch of 12 cannot be shared equally among 5"):
+        PlanSource(dataset, ORDER, World(0, 5), 0, 1)
+
+
+def test_epoch__covers_the_dataset(dataset: Dataset) -> None:
+    source = PlanSource(dataset, ORDER, World(), 0, STEPS)
+    counts = np.bincount([raw["__sample__"] for raw in source], minlength=len(dataset))
+    assert set(counts) <= {0, 1}
+    assert counts.sum() == STEPS * ORDER.batch_size
+    assert len(list(itertools.islice(source, 3))) == 3

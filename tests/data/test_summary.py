@@ -1,0 +1,99 @@
+"""What a dataset's index says of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import dinowds.data.summary
+from dinowds.data.summary import summarize
+from dinowds.errors import DatasetError
+from dinowds.shard.build import ShardOptions, build_dataset
+
+
+def write_images(folder: Path, seed: int) -> None:
+    """Images of many sizes and three formats in slides of random sizes, some with labels, some without a slide."""
+    random = np.random.default_rng(seed)
+    for index in range(60):
+        slide = folder / f"slide{random.integers(6)}" if random.random() < 0.8 else folder
+        slide.mkdir(parents=True, exist_ok=True)
+        kind, suffix = [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")][random.integers(3)]
+        content = io.BytesIO()
+        Image.new("RGB", (int(random.integers(1, 4)), 2), (index, 0, 0)).save(content, kind)
+        (slide / f"{index}.{suffix}").write_bytes(content.getvalue())
+        if random.random() < 0.5:
+            (slide / f"{index}.cls").write_text(str(random.integers(3)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("alpha", "beta")):
+        write_images(tmp_path / name, seed)
+    (tmp_path / "beta" / "notes.txt").write_text("x")
+    build_dataset([tmp_path / "alpha", tmp_path / "beta"], tmp_path / "out", ShardOptions(max_count=17))
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("merge_rows", [1, 30, 1 << 20])
+def test_summary__equals_a_plain_count_of_the_rows(
+    folder: Path, merge_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dinowds.data.summary, "_MERGE_ROWS", merge_rows)
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    slides = Counter((row["cohort"], row["slide"]) for row in rows if row["slide"] is not None)
+    summary = summarize(folder)
+    assert (summary.samples, summary.shards) == (120, 8)
+    assert summary.payload_bytes == sum(row["size"] for row in rows)
+    assert summary.num_bytes == sum(path.stat().st_size for path in (folder / "shards").iterdir())
+    assert summary.cohorts == {"alpha": 60, "beta": 60}
+    assert summary.slides == len(slides)
+    assert summary.slides_per_cohort == Counter(cohort for cohort, _ in slides)
+    assert summary.samples_without_slide == sum(row["slide"] is None for row in rows) > 0
+    counts = list(slides.values())
+    assert summary.samples_per_slide == (min(counts), median(counts), max(counts))
+    assert summary.labels == Counter(str(row["label"]) for row in rows if row["label"] is not None)
+    assert list(summary.labels) == ["0", "1", "2"]
+    assert summary.samples_without_label == sum(row["label"] is None for row in rows) > 0
+    assert summary.sizes == Counter(f"{row['width']}x{row['height']}" for row in rows)
+    assert list(summary.sizes.values()) == sorted(summary.sizes.values(), reverse=True)
+    assert summary.formats == Counter(row["ext"] for row in rows)
+    assert summary.quarantined == {"not an image file": 1}
+    assert summary.metadata["skipped"]["directories"] > 1
+    assert json.loads(json.dumps(summary.to_json()))["samples_per_slide"] == list(summary.samples_per_slide)
+
+
+def test_summary__without_slides_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "flat" / "a.png")
+    build_dataset([tmp_path / "flat"], tmp_path / "out", ShardOptions())
+    summary = summarize(tmp_path / "out")
+    assert (summary.slides, summary.samples_per_slide, summary.labels) == (0, None, {})
+
+
+def test_summary__of_a_broken_index_is_an_error(folder: Path, tmp_path: Path) -> None:
+    path = folder / "samples.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"samples\.parquet: no such file"):
+        summarize(folder)
+    path.write_bytes(content[:-9])
+    with pytest.raises(DatasetError, match=r"samples\.parquet: is not a Parquet file"):
+        summarize(folder)
+    pq.write_table(pa.table({"key": ["a"]}), path)
+    with pytest.raises(DatasetError, match=r"samples\.parquet: has no column 'cohort'"):
+        summarize(folder)
+    path.write_bytes(content)
+    pq.write_table(pq.read_table(path).slice(0, 50), tmp_path / "short")
+    shutil.move(tmp_path / "short", path)
+    with pytest.raises(DatasetError, match="has 50 rows, the manifest says 120"):
+        summarize(folder)

@@ -1,0 +1,197 @@
+"""What an input is, and its list."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from dinowds.errors import SourceError
+from dinowds.shard.listing import Listing, match_labels
+from dinowds.shard.sources import Source, list_source, open_sources, open_tar
+from dinowds.shard.spool import open_stream, spool
+
+MakeTar = Callable[..., Path]
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, payload in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return path
+
+
+def listing_of(path: Path) -> Listing:
+    (source,) = open_sources([path])
+    if source.kind == "folder":
+        return list_source(source, None, lambda _: None)
+    with open_tar(path, str(path)) as data:
+        return list_source(source, data, lambda _: None)
+
+
+def quarantine_of(listing: Listing) -> dict[str, str]:
+    return {row["member"].decode(): row["reason"] for row in listing.quarantine.to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("name", "cohort"),
+    [("a.tar", "a"), ("a.b.tar", "a.b"), ("x.tiles.tar.gz", "x.tiles"), ("y.TGZ", "y"), ("z.data", "z"), ("n", "n")],
+)
+def test_open__cohort_is_the_tars_stem(tmp_path: Path, name: str, cohort: str) -> None:
+    (source,) = open_sources([write_tar(tmp_path / name, {"a.jpg": b"x"})])
+    assert source.cohort == cohort
+
+
+def test_open__cohort_of_a_folder_is_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "co.hort").mkdir()
+    monkeypatch.chdir(tmp_path / "co.hort")
+    assert [source.cohort for source in open_sources([Path()])] == ["co.hort"]
+    assert open_sources([Path("../co.hort")])[0].path == "../co.hort"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd -d"),
+        (b"PK\x03\x04" + bytes(600), "is a zip.*unpack"),
+        (b"text" * 300, "is not a tar"),
+        (b"short", "is not a tar"),
+    ],
+)
+def test_open__what_is_no_tar_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=rf"a\.tar: .*{message}"):
+        open_sources([path])
+
+
+def test_open__missing_special_and_double_inputs_are_errors(tmp_path: Path, make_tar: MakeTar) -> None:
+    with pytest.raises(SourceError, match="nowhere: no such file or folder"):
+        open_sources([tmp_path / "nowhere"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="neither a file nor a folder"):
+        open_sources([tmp_path / "pipe"])
+    (tmp_path / "other").mkdir()
+    tars = [make_tar(tmp_path / "a.tar", 1), make_tar(tmp_path / "other" / "a.tar", 1)]
+    with pytest.raises(SourceError, match="its cohort name 'a' is also that of"):
+        open_sources(tars)
+
+
+def test_list__without_images_says_what_is_there(tmp_path: Path, make_tar: MakeTar) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(3):
+        make_tar(folder / f"{number}.tar", 1)
+    with pytest.raises(SourceError, match="has no image files, but 3 tars: give those"):
+        listing_of(folder)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(SourceError, match="this folder has no image files"):
+        listing_of(tmp_path / "void")
+    with pytest.raises(SourceError, match=r"this tar has no image files \(2 \.txt, 1 \.csv\)"):
+        listing_of(write_tar(tmp_path / "texts.tar", {"a.txt": b"1", "b.txt": b"2", "c.csv": b"3"}))
+    with pytest.raises(SourceError, match="holds nothing"):
+        listing_of(write_tar(tmp_path / "empty.tar", {}))
+
+
+def test_list__folder_is_sorted_and_follows_no_link(tmp_path: Path, make_image: Callable[..., bytes]) -> None:
+    root = tmp_path / "root"
+    for name in ("b/2.jpg", "b/10.jpg", "a/x.png", "a.b/y.jpg", "z.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(make_image(0))
+    (root / "b" / "link.jpg").symlink_to("2.jpg")
+    (root / "loop").symlink_to(root)
+    (root / "b" / "._2.jpg").write_bytes(b"fork")
+    (Path(os.fsdecode(os.fsencode(root) + b"/\xff.jpg"))).write_bytes(make_image(1))
+    listing = listing_of(root)
+    assert listing.names.to_pylist() == [b"a/x.png", b"a.b/y.jpg", b"b/10.jpg", b"b/2.jpg", b"z.jpg", b"\xff.jpg"]
+    assert quarantine_of(listing) == {"b/link.jpg": "symbolic link", "loop": "symbolic link"}
+    assert listing.skipped == {"directories": 3, "macOS files": 1}
+    before = listing.digest
+    assert listing_of(root).digest == before
+    os.utime(root / "z.jpg", ns=(1, 1))
+    assert listing_of(root).digest != before
+
+
+def test_list__labels_go_to_the_images_of_their_stem(tmp_path: Path) -> None:
+    members = {"s/a.jpg": b"x", "s/a.cls": b"7\n", "b.jpg": b"x", "c.cls": b"-2", "c.png": b"x", "c.jpg": b"x"}
+    members |= {"d.jpg": b"x", "d.cls": b"dog", "lost.cls": b"3", "e.jpg": b"x", "e.cls": b"9" * 40, "f.cls": b""}
+    listing = listing_of(write_tar(tmp_path / "a.tar", members))
+    found = dict(zip(listing.names.to_pylist(), zip(listing.labels, listing.has_label, strict=True), strict=True))
+    assert {name.decode(): int(label) for name, (label, has) in found.items() if has} == {
+        "s/a.jpg": 7,
+        "c.png": -2,
+        "c.jpg": -2,
+    }
+    assert quarantine_of(listing) == {
+        "d.cls": "label is not an integer",
+        "lost.cls": "label without an image",
+        "e.cls": "label is not an integer",
+        "f.cls": "empty file",
+    }
+
+
+def test_match_labels__of_a_stem_used_twice_go_in_order() -> None:
+    images = pa.array([b"a.jpg", b"b.jpg", b"a.jpg", b"a.png", b"c.jpg"], pa.large_binary())
+    labels = pa.array([b"b.cls", b"a.cls", b"a.cls"], pa.large_binary())
+    assert match_labels(images, labels).tolist() == [1, 0, 2, 2, -1]
+
+
+@pytest.mark.parametrize("compression", COMPRESSORS)
+def test_compressed__stream_and_spool_list_like_the_plain_tar(
+    tmp_path: Path, make_tar: MakeTar, compression: str
+) -> None:
+    plain = make_tar(tmp_path / "a.tar", 30)
+    packed = tmp_path / "packed.bin"
+    packed.write_bytes(COMPRESSORS[compression](plain.read_bytes()))
+    (source,) = open_sources([packed])
+    assert (source.kind, source.compression) == ("compressed", compression)
+    expected = listing_of(plain)
+    with open_stream(source) as data:
+        assert list_source(source, data, lambda _: None).digest == expected.digest
+    path = spool(source, tmp_path, lambda _: None)
+    assert path.read_bytes() == plain.read_bytes()
+    os.truncate(packed, 0)
+    assert spool(source, tmp_path, lambda _: None) == path
+
+
+@pytest.mark.parametrize("compression", COMPRESSORS)
+def test_compressed__cut_or_damaged_is_an_error(tmp_path: Path, make_tar: MakeTar, compression: str) -> None:
+    content = COMPRESSORS[compression](make_tar(tmp_path / "a.tar", 30).read_bytes())
+    packed = tmp_path / "packed.tar.x"
+    half = len(content) // 2
+    damaged = content[:half] + bytes(byte ^ 0x55 for byte in content[half : half + 50]) + content[half + 50 :]
+    for broken, message in ((content[:half], "is cut short"), (damaged, "cannot be decompressed|cannot be read")):
+        packed.write_bytes(broken)
+        (source,) = open_sources([packed])
+        with pytest.raises(SourceError, match=message):
+            spool(source, tmp_path, lambda _: None)
+        # As a stream, bytes that decompress to something else are met by the scan.
+        with pytest.raises(SourceError, match=rf"packed\.tar\.x: .*({message}|tar)"), open_stream(source) as data:
+            list_source(source, data, lambda _: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "packed.tar.x"]
+
+
+def test_compressed__that_is_no_tar_inside_is_an_error(tmp_path: Path) -> None:
+    packed = tmp_path / "a.gz"
+    packed.write_bytes(gzip.compress(b"text" * 999))
+    (source,) = open_sources([packed])
+    with pytest.raises(SourceError, match=r"a\.gz: is not a tar"), open_stream(source) as data:
+        list_source(source, data, lambda _: None)
+
+
+def test_open__returns_what_was_given(tmp_path: Path, make_tar: MakeTar) -> None:
+    path = make_tar(tmp_path / "a.tar", 1)
+    found = path.stat()
+    assert open_sources([path]) == [Source(path, str(path), "a", "tar", "", found.st_size, found.st_mtime_ns)]

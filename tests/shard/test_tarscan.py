@@ -1,0 +1,229 @@
+"""The header scan against tarfile, on tars of every format, and on broken ones."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from dinowds.errors import SourceError
+from dinowds.shard.sources import open_tar
+from dinowds.shard.tarscan import DIRECTORY, FILE, NO_END, Member, is_header, parse_number, parse_pax, scan_tar
+
+FORMATS: dict[str, Literal[0, 1, 2]] = {"ustar": 0, "gnu": 1, "pax": 2}
+"""tarfile's own numbers."""
+LETTERS = "abcXYZ019 _-.()'äß組𝄞"
+
+
+def scan(path: Path) -> list[Member]:
+    with open_tar(path, str(path)) as data:
+        return list(scan_tar(data, str(path)))
+
+
+def scan_with_tarfile(path: Path) -> list[Member]:
+    """What tarfile finds, in the scan's terms."""
+    kinds = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "symbolic link", tarfile.DIRTYPE: DIRECTORY}
+    with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as tar:
+        return [
+            (
+                FILE if m.isreg() else kinds.get(m.type, "device or pipe"),
+                m.name.encode("utf-8", "surrogateescape"),
+                m.offset_data,
+                m.size,
+            )
+            for m in tar
+        ]
+
+
+def random_member(random: np.random.Generator, form: str) -> tuple[tarfile.TarInfo, bytes]:
+    length = int(random.choice([3, 20, 99, 100, 101, 150, 255] if form == "ustar" else [3, 99, 100, 101, 156, 600]))
+    alphabet = LETTERS[:14] if form == "ustar" else LETTERS
+    letters = "".join(random.choice(list(alphabet), length))
+    if form == "ustar" and length > 100:
+        letters = letters[: length - 90] + "/" + letters[length - 89 :]
+        letters = letters[-240:]
+    member = tarfile.TarInfo(letters.strip() or "x")
+    kinds = [tarfile.REGTYPE] * 6 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE]
+    member.type = kinds[random.integers(len(kinds))]
+    if member.type in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        member.linkname = "t" * int(random.choice([5, 99] if form == "ustar" else [5, 99, 180]))
+    payload = random.bytes(int(random.choice([0, 1, 511, 512, 513, 3000]))) if member.isreg() else b""
+    member.size = len(payload)
+    if form == "pax" and random.random() < 0.5:
+        member.pax_headers = {"comment": "a" * int(random.integers(700)), "mtime": "1.5"}
+    return member, payload
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_scan__equals_tarfile_on_random_tars(tmp_path: Path, form: str) -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        path = tmp_path / f"{seed}.tar"
+        headers = {"comment": "for all", "LIBARCHIVE.x": "ü"} if form == "pax" and seed % 2 else None
+        with tarfile.open(path, "w", format=FORMATS[form], pax_headers=headers) as tar:
+            for _ in range(int(random.integers(0, 25))):
+                member, payload = random_member(random, form)
+                tar.addfile(member, io.BytesIO(payload))
+        found = [(kind, name.rstrip(b"/") if kind == DIRECTORY else name, *rest) for kind, name, *rest in scan(path)]
+        assert found == scan_with_tarfile(path)
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_scan__reads_sizes_over_8_gib(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "huge.tar"
+    huge = tarfile.TarInfo("huge.bin")
+    huge.size = (9 << 30) + 5
+    after = tarfile.TarInfo("after.jpg")
+    after.size = 3
+    with open(path, "wb") as file:  # sparse on disk
+        file.write(huge.tobuf(FORMATS[form]))
+        file.seek(-(-huge.size // 512) * 512, os.SEEK_CUR)
+        file.write(after.tobuf(FORMATS[form]) + b"abc".ljust(512, b"\0") + bytes(1024))
+    members = scan(path)
+    assert members == scan_with_tarfile(path)
+    assert [(name, size) for _, name, _, size in members] == [(b"huge.bin", huge.size), (b"after.jpg", 3)]
+
+
+def test_scan__knows_v7_and_old_gnu_headers() -> None:
+    v7 = tarfile.TarInfo("old.jpg").tobuf(tarfile.USTAR_FORMAT)
+    v7 = _with_checksum(v7[:257] + bytes(255))
+    times = _with_checksum(tarfile.TarInfo("gnu.jpg").tobuf(tarfile.GNU_FORMAT)[:345] + b"14123456701\0" + bytes(155))
+    folder = _with_checksum(tarfile.TarInfo("folder/").tobuf()[:156] + b"\0" + tarfile.TarInfo("folder/").tobuf()[157:])
+    members = list(scan_tar(_Bytes(v7 + times + folder + bytes(1024)), "x"))
+    assert [member[:2] for member in members] == [(FILE, b"old.jpg"), (FILE, b"gnu.jpg"), (DIRECTORY, b"folder/")]
+
+
+def test_scan__finds_sparse_members_and_what_follows_them() -> None:
+    sparse = bytearray(tarfile.TarInfo("sparse.jpg").tobuf(tarfile.GNU_FORMAT))
+    sparse[124:136] = b"00000000007\0"
+    sparse[156:157] = b"S"
+    sparse[482] = 1
+    pax = tarfile.TarInfo("GNUSparseFile.0/b.jpg")
+    pax.size = 600
+    pax.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.jpg"}
+    content = (
+        _with_checksum(bytes(sparse))
+        + bytes(504)
+        + b"\1"
+        + bytes(7)
+        + bytes(512)
+        + b"payload".ljust(512, b"\0")
+        + pax.tobuf(tarfile.PAX_FORMAT)
+        + bytes(1024)
+        + tarfile.TarInfo("after.jpg").tobuf()
+        + bytes(1024)
+    )
+    members = list(scan_tar(_Bytes(content), "x"))
+    assert [(kind, name, size) for kind, name, _, size in members] == [
+        ("sparse member", b"sparse.jpg", 7),
+        ("sparse member", b"b.jpg", 600),
+        (FILE, b"after.jpg", 0),
+    ]
+
+
+def test_scan__applies_global_path_and_size_only_where_a_member_has_none_of_its_own() -> None:
+    member = tarfile.TarInfo("a.jpg")
+    member.pax_headers = {"path": "own.jpg"}
+    content = (
+        tarfile.TarInfo.create_pax_global_header({"path": "shared.jpg"})
+        + member.tobuf(tarfile.PAX_FORMAT)
+        + tarfile.TarInfo("b.jpg").tobuf(tarfile.USTAR_FORMAT)
+        + bytes(1024)
+    )
+    assert [name for _, name, _, _ in scan_tar(_Bytes(content), "x")] == [b"own.jpg", b"shared.jpg"]
+
+
+def test_scan__goes_on_after_joined_tars(tmp_path: Path) -> None:
+    parts = []
+    for name in ("a", "b"):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo(f"{name}.jpg"))
+        parts.append(content.getvalue())
+    path = tmp_path / "joined.tar"
+    path.write_bytes(b"".join(parts))
+    assert [name for _, name, _, _ in scan(path)] == [b"a.jpg", b"b.jpg"]
+
+
+def test_scan__cut_anywhere_is_an_error_or_lacks_its_end_marker(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("a.jpg", "n" * 120, "b.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = 700
+            tar.addfile(member, io.BytesIO(bytes(range(1, 141)) * 5))
+    content = whole.getvalue()
+    path = tmp_path / "cut.tar"
+    path.write_bytes(content)
+    ends = {offset + 1024 for _, _, offset, _ in scan(path)} | {0}
+    for length in range(0, max(ends) + 1, 64):
+        path.write_bytes(content[:length])
+        if length in ends:
+            assert scan(path)[-1][0] == NO_END
+        else:
+            with pytest.raises(SourceError, match=rf"cut\.tar: is cut short: it ends at byte {length} "):
+                scan(path)
+
+
+def test_scan__damaged_header_or_junk_is_an_error_that_names_the_place() -> None:
+    content = bytearray(tarfile.TarInfo("a.jpg").tobuf() + tarfile.TarInfo("b.jpg").tobuf() + bytes(1024))
+    content[512 + 3] ^= 1
+    for junk, place in ((bytes(content), 512), (content[:512] + bytes(1024) + b"j" * 512, 1536)):
+        with pytest.raises(SourceError, match=f"no tar header at byte {place}"):
+            list(scan_tar(_Bytes(bytes(junk)), "x"))
+    with pytest.raises(SourceError, match="is not a tar"):
+        list(scan_tar(_Bytes(b"j" * 2048), "x"))
+
+
+@pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12, b"0000008\0" + bytes(4)])
+def test_scan__sizes_that_cannot_be_are_errors(size: bytes) -> None:
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+    header[124:136] = size
+    with pytest.raises(SourceError, match="damaged tar header at byte 0"):
+        list(scan_tar(_Bytes(_with_checksum(bytes(header)) + bytes(1024)), "x"))
+
+
+def test_is_header__holds_for_tarfile_and_fails_for_each_changed_byte() -> None:
+    header = bytearray(tarfile.TarInfo("äöü" * 20).tobuf(tarfile.GNU_FORMAT, "latin-1"))
+    assert is_header(bytes(header))
+    assert is_header(_with_checksum(bytes(header), signed=True))
+    for position in [*range(148), *range(156, 512)]:
+        header[position] ^= 0x15
+        assert not is_header(bytes(header))
+        header[position] ^= 0x15
+
+
+@pytest.mark.parametrize("value", [0, 1, 8**11 - 1, 8**11, 2**62])
+def test_parse_number__reads_octal_and_base_256(value: int) -> None:
+    assert parse_number(tarfile.itn(value, 12, tarfile.GNU_FORMAT)) == value  # type: ignore[attr-defined]
+
+
+def test_parse_pax__refuses_records_that_do_not_fit() -> None:
+    assert parse_pax(b"11 path=ab\n11 x=a\nb=c\n" + bytes(9)) == {b"path": b"ab", b"x": b"a\nb=c"}
+    for content in (b"11 path=abc\n", b"99 path=ab\n", b"path=ab\n", b"6 pat\n", b"-5 a=\n"):
+        with pytest.raises(ValueError, match="PAX record"):
+            parse_pax(content)
+
+
+class _Bytes:
+    """`TarData` of bytes at hand."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+    def size(self) -> int:
+        return len(self._content)
+
+
+def _with_checksum(header: bytes, signed: bool = False) -> bytes:
+    blank = header[:148] + b" " * 8 + header[156:]
+    total = sum(byte - 256 if signed and byte > 127 else byte for byte in blank)
+    return header[:148] + b"%06o\0 " % (total & 0o777777) + header[156:]

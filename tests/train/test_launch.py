@@ -1,0 +1,126 @@
+"""Ranks of one run: the same samples, crops and losses as a single process, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY_RUN, dinowds_command, run_dinowds
+from dinowds.errors import ConfigError
+from dinowds.train.devices import largest_divisor
+from dinowds.world import World
+
+ARGUMENTS = [*TINY_RUN, "student.drop_path_rate=0"]
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def single(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "single"
+    result = run_dinowds("train", "patch", "--data", dataset_path, "--out", run, *ARGUMENTS)
+    assert result.returncode == 0, result.stderr
+    return run
+
+
+def test_train__two_processes_agree_with_one(single: Path, dataset_path: Path, tmp_path: Path) -> None:
+    arguments = ["train", "patch", "--data", dataset_path, "--out", tmp_path / "run", "--nproc", 2, *ARGUMENTS]
+    result = run_dinowds(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "2 processes" in result.stderr
+    assert len(losses(single)) == 20
+    assert losses(tmp_path / "run") == pytest.approx(losses(single), abs=1e-4)
+    assert len(set(losses(single))) == 20
+
+
+def test_train__one_process_goes_on_where_two_stopped(single: Path, dataset_path: Path, tmp_path: Path) -> None:
+    arguments = ["train", "patch", "--data", dataset_path, "--out", tmp_path / "run", *ARGUMENTS]
+    assert run_dinowds(*arguments, "--nproc", 2, "optim.max_steps=9").returncode == 0
+    assert run_dinowds(*arguments).returncode == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(single), abs=1e-4)
+
+
+def test_train__torchrun_s_own_variables_make_ranks(single: Path, dataset_path: Path, tmp_path: Path) -> None:
+    command = dinowds_command("train", "patch", "--data", dataset_path, "--out", tmp_path / "run", *ARGUMENTS)
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631"}
+    ranks = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    assert losses(tmp_path / "run") == pytest.approx(losses(single), abs=1e-4)
+    assert b"training" in outputs[0]
+    assert b"training" not in outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nproc", 2, "train.batch_size=9", "data.partitions=3"], "batch_size is 9, expected a multiple of the 2 proc"),
+        (["--nproc", 2, "student.use_bn_in_head=true"], "student.use_bn_in_head needs one process on the CPU"),
+        (["--nproc", 0], "--nproc is 0, expected at least 1"),
+    ],
+)
+def test_train__failing_rank_ends_all_with_one_line(
+    dataset_path: Path, tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    result = run_dinowds("train", "patch", "--data", dataset_path, "--out", tmp_path / "run", *ARGUMENTS, *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_train__ctrl_c_on_two_processes_saves_and_exits_75(dataset_path: Path, tmp_path: Path) -> None:
+    arguments = ["train", "patch", "--data", dataset_path, "--out", tmp_path / "run", "--nproc", 2, *ARGUMENTS]
+    command = dinowds_command(*arguments, "optim.epochs=2000", "optim.max_steps=null", "data.chunk_size=8")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr
+        first = process.stderr.readline()
+        assert "training vit_tiny" in first
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        rest = process.stderr.read()
+    assert process.returncode == 75, rest
+    assert "run the same command again to go on" in rest
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, World()),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, World(3, 8, 1, 2)),
+        (
+            {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
+            World(5, 8, 1, 2),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, World()),  # a batch script, not a step
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World()),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"},
+            World(0, 2, 0, 1),
+        ),
+    ],
+)
+def test_world__from_environment(environment: dict[str, str], world: World) -> None:
+    assert World.from_environment(environment) == world
+
+
+def test_world__rank_outside() -> None:
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        World.from_environment({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(("number", "limit", "divisor"), [(256, 128, 128), (96, 40, 32), (7, 5, 1), (12, 100, 12)])
+def test_largest_divisor(number: int, limit: int, divisor: int) -> None:
+    assert largest_divisor(number, limit) == divisor
