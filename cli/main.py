@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import demo, inspect, shard, train
+from . import demo, doctor, inspect, shard, train
 from .shared import print_error
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(shard.shard)
 app.command()(inspect.inspect)
 app.add_typer(train.app, name="train")
 app.command()(demo.demo)
+app.command()(doctor.doctor)
 
 
 def run() -> None:

@@ -42,3 +42,9 @@ class World:
         rank, size = int(env[names[0]]), int(env[names[1]])
         local_rank = int(env.get(names[2], "0"))
         return cls(rank, size, local_rank, max(int(env.get(names[3], "1")), local_rank + 1))
+
+
+def available_cores() -> int:
+    """Cores that this process may use (a Slurm job or a container often has fewer than the host)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))

@@ -30,7 +30,7 @@ Step: TypeAlias = Callable[[Pixels, Pixels], None]
 TRUNCATE = -0.5 + 1e-4
 """Added before rounding, it rounds down; the excess keeps whole numbers from falling to the one below."""
 
-SMALL_RADIUS = 0.3
+SMALL_RADIUS = 0.4
 """Below this radius, px, one filter in the place of Pillow's six is off by up to 1 grey level on noise."""
 
 RADIUS_STEPS = 256

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
 from dinowds.errors import ConfigError
@@ -122,7 +123,8 @@ def _key_hashes(
     batch = 1 << 16
     for start in range(0, len(which), batch):
         part = which[start : start + batch]
-        texts = names.take(part).to_pylist()
+        texts = names.take(pa.array(part)).to_pylist()
+        found: list[int] = []
         rows = zip(texts, cohort_of[part].tolist(), salts[part].tolist(), strict=True)
         for index, (raw, cohort, salt) in enumerate(rows, start):
             name = decode_name(raw)
@@ -131,7 +133,8 @@ def _key_hashes(
                 salts[which[index]] = salt = 0
             if salt >= 0:
                 key = sample_key(name, cohorts[cohort], salt)
-            hashes[index] = xxhash.xxh3_64_intdigest(key.encode())
+            found.append(xxhash.xxh3_64_intdigest(key.encode()))
+        hashes[start : start + len(found)] = found
     return hashes
 
 

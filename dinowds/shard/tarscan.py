@@ -7,9 +7,9 @@ Format: POSIX.1-2001 pax interchange format; "Basic Tar Format" in the manual of
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from typing import Protocol
+from zlib import adler32
 
 from dinowds.errors import SourceError
 
@@ -85,6 +85,10 @@ def scan_tar(data: TarData, source: str) -> Iterator[Member]:
             if not ended:
                 yield NO_END, b"", offset, 0
             return
+        if not own and not shared and (size := _plain_file_size(header)) >= 0:
+            yield FILE, _header_name(header), offset + BLOCK, size
+            ended, offset = False, offset + BLOCK + padded(size)
+            continue
         if not is_header(header):
             if header.count(0) < BLOCK:
                 raise SourceError(_not_a_header(source, offset))
@@ -108,6 +112,19 @@ def scan_tar(data: TarData, source: str) -> Iterator[Member]:
         offset = start + padded(size) if kind in (FILE, _SPARSE) else start
 
 
+def _plain_file_size(header: bytes) -> int:
+    """The size that the commonest kind of header tells: an ordinary file, all numbers octal. -1 for any other block."""
+    if header[156] != 0x30:
+        return -1
+    try:
+        expected = int(header[148:154], 8)
+        size = int(header[124:135], 8)
+    except ValueError:
+        return -1
+    total = (adler32(header) & 0xFFFF) - (adler32(header[148:156]) & 0xFFFF) + 256
+    return size if total == expected else -1
+
+
 def padded(size: int) -> int:
     """`size` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
@@ -121,7 +138,7 @@ def is_header(header: bytes) -> bool:
     except ValueError:
         return False
     # The low half of adler32 is 1 + the sum of the bytes, modulo 65521: a tenth of the time of sum().
-    total = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(stored) & 0xFFFF) + 256
+    total = (adler32(header) & 0xFFFF) - (adler32(stored) & 0xFFFF) + 256
     if (total - expected) % _ADLER_BASE == 0:
         return True
     signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256

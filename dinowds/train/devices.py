@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from dinowds.errors import ConfigError
-from dinowds.world import World
+from dinowds.world import World, available_cores
 
 _MAX_WORKERS = 16
 
@@ -41,12 +40,6 @@ def computes_bf16(device: torch.device) -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-
-
-def available_cores() -> int:
-    """Cores that this process may use (a Slurm job or a container often has fewer than the host)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
 
 
 def choose_num_workers(asked: int | None, world: World, device: torch.device) -> int:

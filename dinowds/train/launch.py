@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dinowds.errors import ConfigError, DinowdsError, StoppedBySignal, TrainingError
-from dinowds.train.devices import available_cores
+from dinowds.world import available_cores
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 

@@ -67,7 +67,7 @@ def test_write__error_of_one_shard_ends_the_run_and_keeps_finished_ones(
         for index in range(2, 100):
             yield task(index, b"good.jpg", len(payload))
 
-    with pytest.raises(SourceError, match="^given: changed while it was read"):
+    with pytest.raises(SourceError, match=r"^given: changed while it was read"):
         write_shards(job, tasks(), 100, workers, lambda *_: None)
     assert read_done(tmp_path, 1) is None
     assert not list(tmp_path.glob("shard-000099*"))

@@ -1,0 +1,148 @@
+"""Configuration: what ships, what may be changed, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dinowds.config import (
+    FREE_TO_CHANGE,
+    PatchConfig,
+    default_config_path,
+    differences,
+    flatten,
+    load_config,
+    to_dict,
+    to_yaml,
+)
+from dinowds.errors import ConfigError
+
+
+def test_patch_yaml__is_complete_and_shows_the_defaults() -> None:
+    content = yaml.safe_load(default_config_path("patch").read_text())
+    assert flatten(content) == flatten(to_dict(PatchConfig()))
+
+
+@pytest.mark.parametrize("name", ["patch", "demo"])
+def test_shipped_yaml__names_every_key_and_comments_it(name: str) -> None:
+    path = default_config_path(name)
+    assert flatten(yaml.safe_load(path.read_text())).keys() == flatten(to_dict(PatchConfig())).keys()
+    for line in path.read_text().splitlines():
+        if line.startswith("  ") and not line.rstrip().endswith(":"):
+            assert "  # " in line or " # " in line, line
+    assert load_config(path)
+
+
+def test_defaults__are_the_reference_s() -> None:
+    flat = flatten(to_dict(PatchConfig()))
+    reference = {
+        "train.batch_size_per_gpu": 128, "train.seed": 0, "student.arch": "vit_small", "student.patch_size": 16,
+        "student.out_dim": 65536, "student.norm_last_layer": False, "student.drop_path_rate": 0.1,
+        "student.use_bn_in_head": False, "teacher.momentum_teacher": 0.996, "teacher.warmup_teacher_temp": 0.04,
+        "teacher.teacher_temp": 0.04, "teacher.warmup_teacher_temp_epochs": 0, "optim.epochs": 50, "optim.lr": 0.0005,
+        "optim.warmup_epochs": 3, "optim.clip_grad": 3.0, "optim.freeze_last_layer_epochs": 1,
+        "optim.lr_scheduler.name": "cosine", "optim.lr_scheduler.min_lr": 1e-6,
+        "optim.lr_scheduler.weight_decay": 0.04, "optim.lr_scheduler.weight_decay_end": 0.4,
+        "crops.global_crops_scale": [0.4, 1.0], "crops.local_crops_number": 8, "crops.local_crops_scale": [0.05, 0.4],
+    }  # fmt: skip
+    assert {key: flat[key] for key in reference} == reference
+
+
+def test_load_config__file_then_overrides(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {lr: 0.1, epochs: 7}\n")
+    config = load_config(tmp_path / "mine.yaml", ["optim.lr=2e-3", "crops.global_crops_scale=[0.3, 0.9]", "student.depth=null"])
+    assert (config.optim.lr, config.optim.epochs, config.optim.clip_grad) == (0.002, 7, 3.0)
+    assert config.crops.global_crops_scale == [0.3, 0.9]
+
+
+def test_to_yaml__loads_back(tmp_path: Path) -> None:
+    config = load_config(None, ["optim.lr=1e-5", "student.depth=3"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("lr=1", "unknown key 'lr'; did you mean 'optim.lr'?"),
+        ("zzz=1", "unknown key 'zzz'; see configs/patch.yaml"),
+        ("optim=1", "'optim', which is a section: set one of its keys, such as optim.epochs"),
+        ("optim.lr=fast", "optim.lr: Value 'fast'"),
+        ("optim.epochs=1.5", "optim.epochs: Value '1.5'"),
+        ("optim.lr", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("train.batch_size=0", "train.batch_size is 0, expected at least 1"),
+        ("student.arch=resnet", "student.arch is resnet, expected one of vit_tiny, vit_small"),
+        ("student.drop_path_rate=1.0", "student.drop_path_rate is 1.0"),
+        ("optim.warmup_epochs=50", "optim.warmup_epochs is 50.0, expected less than optim.epochs"),
+        ("crops.local_crops_size=100", "crops.local_crops_size is 100, expected a multiple of student.patch_size, 16"),
+        ("teacher.teacher_temp=0", "teacher.teacher_temp is 0.0, expected above 0"),
+        ("speed.precision=fp8", "speed.precision is fp8, expected one of auto, bf16, fp32"),
+    ],
+)
+def test_load_config__bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lr: [", "cannot be read as YAML"),
+        ("- a\n- b\n", "expected sections"),
+        ("optim: {momentum: 0.9}", "unknown key 'optim.momentum'"),
+        ("optim: 3", "unknown key 'optim', which is a section"),
+    ],
+)
+def test_load_config__bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_config__missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such configuration file"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_differences__of_keys_that_decide_what_is_computed() -> None:
+    saved = to_dict(PatchConfig())
+    assert differences(saved, PatchConfig()) == []
+    assert differences(saved, load_config(None, ["optim.lr=1"])) == ["optim.lr: 0.0005 → 1.0"]
+    assert differences(saved, load_config(None, ["train.log_every=3", "optim.max_steps=9"])) == []
+    assert differences({}, PatchConfig())
+
+
+def test_free_to_change__are_keys() -> None:
+    assert flatten(to_dict(PatchConfig())).keys() >= FREE_TO_CHANGE
+
+
+def test_every_field__has_a_string_that_explains_it() -> None:
+    import ast
+    import inspect
+
+    import dinowds.config as module
+
+    documented = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ClassDef):
+            for field, following in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
+                    documented.add((node.name, ast.unparse(field.target)))
+    sections: list[Any] = [module.LrSchedulerConfig, *(field.type for field in dataclasses.fields(PatchConfig))]
+    classes = [getattr(module, section) if isinstance(section, str) else section for section in sections]
+    for section in classes:
+        for field in dataclasses.fields(section):
+            if not dataclasses.is_dataclass(getattr(section(), field.name)):
+                assert (section.__name__, field.name) in documented
