@@ -1,6 +1,6 @@
 """How long does `dinowds --help` take, beside starting Python and importing torch?
 
-    python benchmarks/help.py
+python benchmarks/help.py
 """
 
 from __future__ import annotations

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for cohorts, datasets and the run. Run again to go on.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for cohorts, datasets and the run. Run again to go on.")] = Path(
+        "demo"
+    ),
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON alone.")] = False,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Over configs/demo.yaml, such as optim.epochs=2.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Over configs/demo.yaml, such as optim.epochs=2."),
     ] = None,
 ) -> None:
     """Cut photographs into cohort tars, shard them, pretrain a small ViT, and compare its features.

@@ -33,6 +33,10 @@ def run() -> None:
     except DinowdsError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print_error(f"{place}{error.strerror or error}")
+        sys.exit(1)
     except KeyboardInterrupt:
         print_error("interrupted; run the same command again to go on")
         sys.exit(130)

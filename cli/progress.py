@@ -84,6 +84,7 @@ class LineObserver:
         left = time.strftime("%H:%M:%S", time.gmtime(pace * (progress.num_steps - progress.step)))
         self.message(f"step {progress.step}/{progress.num_steps}  {describe(progress)}  left {left}")
 
+
 def run_observer(console: Console | None = None) -> BarObserver | LineObserver:
     """A bar on a terminal, lines elsewhere; on stderr, so that stdout stays for results."""
     console = console or Console(stderr=True)

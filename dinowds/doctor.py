@@ -49,7 +49,9 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding("dinowds", "ok", f"{dinowds.__version__} on Python {platform.python_version()}, {platform.platform()}")
+    yield Finding(
+        "dinowds", "ok", f"{dinowds.__version__} on Python {platform.python_version()}, {platform.platform()}"
+    )
     for name in PACKAGES:
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))

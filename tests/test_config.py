@@ -54,7 +54,9 @@ def test_defaults__are_the_reference_s() -> None:
 
 def test_load_config__file_then_overrides(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("optim: {lr: 0.1, epochs: 7}\n")
-    config = load_config(tmp_path / "mine.yaml", ["optim.lr=2e-3", "crops.global_crops_scale=[0.3, 0.9]", "student.depth=null"])
+    config = load_config(
+        tmp_path / "mine.yaml", ["optim.lr=2e-3", "crops.global_crops_scale=[0.3, 0.9]", "student.depth=null"]
+    )
     assert (config.optim.lr, config.optim.epochs, config.optim.clip_grad) == (0.002, 7, 3.0)
     assert config.crops.global_crops_scale == [0.3, 0.9]
 

@@ -16,7 +16,7 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.decode import decode_image
 from dinowds.data.plan import Chunks, EpochPlan, Order, steps_per_epoch
 from dinowds.data.store import LocalStore
-from dinowds.errors import DatasetError, SampleError
+from dinowds.errors import DatasetError, DinowdsError, SampleError
 from dinowds.world import World
 
 _MAX_SUBSTITUTES = 100
@@ -139,21 +139,44 @@ def stream(source: PlanSource, *stages: Callable[[Iterable[Any]], Iterator[Any]]
 
 def load(
     pipeline: wds.DataPipeline, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
-) -> DataLoader[Any]:
-    """Run a pipeline of batches in `num_workers` processes (0: in this one), keeping the order of steps."""
-    if num_workers == 0:
-        return DataLoader(pipeline, batch_size=None, pin_memory=pin_memory)
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dinowds.data.loader"])
-    return DataLoader(
-        pipeline,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=prefetch_factor,
-        pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
-        multiprocessing_context=context,
-    )
+) -> Iterator[Any]:
+    """Items of a pipeline of batches, made in `num_workers` processes (0: in this one), in the order of steps.
+
+    Raises:
+        DinowdsError: as raised in a loader process, message unchanged.
+        DatasetError: a loader process died.
+    """
+    options: dict[str, Any] = {"batch_size": None, "pin_memory": pin_memory}
+    if num_workers > 0:
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["dinowds.data.loader"])
+        options |= {
+            "num_workers": num_workers,
+            "prefetch_factor": prefetch_factor,
+            "worker_init_fn": _init_worker,
+            "multiprocessing_context": context,
+        }
+    try:
+        for item in DataLoader(wds.DataPipeline(pipeline, _hand_over_errors), **options):
+            if isinstance(item, DinowdsError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DatasetError(
+            f"a loader process died ({reason}); if memory ran out, lower speed.num_workers or speed.prefetch_factor, "
+            "or give the job more memory and /dev/shm"
+        ) from None
+
+
+def _hand_over_errors(stream: Iterable[Any]) -> Iterator[Any]:
+    """Stage: an expected error travels as the last item. DataLoader would wrap its message in a traceback."""
+    try:
+        yield from stream
+    except DinowdsError as error:
+        yield error
 
 
 def _init_worker(_worker: int) -> None:

@@ -19,7 +19,7 @@ from dinowds.crops.recipe import patch_recipe
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import PlanSource, load, stream
 from dinowds.data.plan import Order, choose_partitions, steps_per_epoch
-from dinowds.errors import CheckpointError, ConfigError, StoppedBySignal, TrainingError
+from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train import dist
 from dinowds.train.checkpoint import FORMAT_VERSION, State, checkpoint_path, load_latest, save_checkpoint
@@ -143,6 +143,7 @@ class _Run:
             return self._outcome()
         self.observer.message(self._summary())
         journal = Journal(self.out, self.step) if self.world.rank == 0 else None
+        dist.barrier()  # the journal takes back what a killed run wrote too much, before anyone writes more
         recorder = Recorder(self.out, self.config, self.steps_per_epoch, self.end_step, journal, self.observer)
         try:
             self._steps(stop, evaluate, recorder)
@@ -173,7 +174,7 @@ class _Run:
         return Outcome(self.step, path, self.learner.teacher, self.learner.student)
 
     def _steps(self, stop: StopRequest, evaluate: Evaluate | None, recorder: Recorder) -> None:
-        batches = iter(self._loader())
+        batches = self._batches()
         while self.step < self.end_step and not recorder.stopping:
             asked_at = time.perf_counter()
             batch: Batch = next(batches)
@@ -190,7 +191,7 @@ class _Run:
                 recorder.flush()
                 self._save()
 
-    def _loader(self) -> torch.utils.data.DataLoader[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         speed, data = self.config.speed, self.config.data
         source = PlanSource(self.dataset, self.order, self.world, self.step, self.end_step, data.verify_digests)
         crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch)
@@ -204,7 +205,13 @@ class _Run:
 
     def _save(self) -> None:
         if self.world.rank == 0:
-            save_checkpoint(self.out / CHECKPOINTS_NAME, self._state(), self.config.train.keep_checkpoints)
+            try:
+                save_checkpoint(self.out / CHECKPOINTS_NAME, self._state(), self.config.train.keep_checkpoints)
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+                raise OutputError(
+                    f"{self.out / CHECKPOINTS_NAME}: checkpoint of step {self.step} cannot be written "
+                    f"({str(error).splitlines()[0]}); free space there and run the same command again"
+                ) from None
 
     def _state(self) -> State:
         learner = self.learner

@@ -87,7 +87,8 @@ class Journal:
         """Goes on after `resumed_step`: what a killed run wrote after its last checkpoint is taken back."""
         from torch.utils.tensorboard import SummaryWriter
 
-        keep_steps_until(folder / METRICS_NAME, resumed_step)
+        for name in (METRICS_NAME, BAD_SAMPLES_NAME):
+            keep_steps_until(folder / name, resumed_step)
         self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=resumed_step + 1)
 

@@ -61,7 +61,11 @@ def test_render__whole_recipe_as_pil(kind: str, make_image: MakeImage) -> None:
         ("saturation", [jitter_alone(2, factor) for factor in (0.0, 0.81, 0.93, 1.0, 1.11, 1.19)], 0.05),
         ("hue", [jitter_alone(3, shift) for shift in (-0.5, -0.1, -0.03, 0.0, 0.05, 0.1, 0.5)], 0.05),
         ("grey", [PLAIN._replace(grey=True)], 0.01),
-        ("blur", [PLAIN._replace(blur=radius) for radius in (0.1, 0.2, 0.3, 0.399, 0.4, 0.5, 0.9, 1.41, 1.42, 2.0)], 0.75),
+        (
+            "blur",
+            [PLAIN._replace(blur=radius) for radius in (0.1, 0.2, 0.3, 0.399, 0.4, 0.5, 0.9, 1.41, 1.42, 2.0)],
+            0.75,
+        ),
         ("grey blur", [PLAIN._replace(grey=True, blur=radius) for radius in (0.1, 0.5, 1.3, 2.0)], 0.75),
         ("solarize", [PLAIN._replace(solarize=threshold) for threshold in (0, 1, 128, 255, 256)], 0.0),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def batches(
     dataset: Dataset, world: World = World(), start: int = 0, end: int = 2 * STEPS, workers: int = 0
 ) -> Iterator[Batch]:  # fmt: skip
     source = PlanSource(dataset, ORDER, world, start, end)
-    return iter(load(stream(source, Crop(RECIPE, "cpu", ORDER.seed, source.rank_batch)), workers))
+    return load(stream(source, Crop(RECIPE, "cpu", ORDER.seed, source.rank_batch)), workers)
 
 
 def joined(parts: list[Batch]) -> dict[str, Any]:
@@ -167,12 +169,30 @@ def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Da
     assert bad or victim not in {raw["__sample__"] for raw in source}
 
 
-def test_truncated_shard__is_an_error_that_names_it(damaged: tuple[Dataset, int]) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_shard__is_an_error_that_names_it(damaged: tuple[Dataset, int], workers: int) -> None:
     dataset, _ = damaged
     path = dataset.shard_path(1)
     path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(DatasetError, match=rf"{path.name}: shard has \d+ bytes, the manifest says \d+"):
-        list(batches(dataset))
+    with pytest.raises(DatasetError, match=rf"^\S+{path.name}: shard has \d+ bytes, the manifest says \d+") as caught:
+        list(batches(dataset, workers=workers))
+    assert "\n" not in str(caught.value)
+
+
+class Die:
+    """Stage: the loader process is killed at its first sample."""
+
+    def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
+        for _ in samples:
+            os.kill(os.getpid(), signal.SIGKILL)
+            yield None
+
+
+def test_loader_process__killed_is_an_error_in_one_line(dataset: Dataset) -> None:
+    source = PlanSource(dataset, ORDER, World(), 0, 2)
+    with pytest.raises(DatasetError, match=r"a loader process died .*speed\.num_workers") as caught:
+        list(load(stream(source, Die()), num_workers=1))
+    assert "\n" not in str(caught.value)
 
 
 def test_hopeless_dataset__ends_with_an_error(damaged: tuple[Dataset, int]) -> None:

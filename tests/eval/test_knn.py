@@ -31,4 +31,6 @@ def test_knn_accuracy__of_itself_and_of_noise() -> None:
     torch.manual_seed(0)
     features, labels = torch.randn(400, 16), torch.randint(0, 4, (400,))
     assert knn_accuracy(features, labels, features, labels, k=1) == 1.0
-    assert knn_accuracy(features, labels, torch.randn(2000, 16), torch.randint(0, 4, (2000,))) == pytest.approx(0.25, abs=0.05)
+    assert knn_accuracy(features, labels, torch.randn(2000, 16), torch.randint(0, 4, (2000,))) == pytest.approx(
+        0.25, abs=0.05
+    )

@@ -64,7 +64,10 @@ def test_train__torchrun_s_own_variables_make_ranks(single: Path, dataset_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nproc", 2, "train.batch_size=9", "data.partitions=3"], "batch_size is 9, expected a multiple of the 2 proc"),
+        (
+            ["--nproc", 2, "train.batch_size=9", "data.partitions=3"],
+            "batch_size is 9, expected a multiple of the 2 proc",
+        ),
         (["--nproc", 2, "student.use_bn_in_head=true"], "student.use_bn_in_head needs one process on the CPU"),
         (["--nproc", 0], "--nproc is 0, expected at least 1"),
     ],

@@ -65,7 +65,9 @@ def undisturbed(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_train__killed_at_step_11_ends_with_the_same_bits(undisturbed: Path, dataset_path: Path, tmp_path: Path) -> None:
+def test_train__killed_at_step_11_ends_with_the_same_bits(
+    undisturbed: Path, dataset_path: Path, tmp_path: Path
+) -> None:
     """11 steps and SIGKILL, then the same command: weights, optimizer, centre and metrics of a run without a stop."""
     script = textwrap.dedent(f"""
         import os, signal, sys
@@ -112,7 +114,9 @@ def test_train__signal_saves_and_the_same_call_goes_on(
 
 
 def test_train__damaged_newest_checkpoint_is_passed_over(dataset_path: Path, undisturbed: Path, tmp_path: Path) -> None:
-    config = load_config(None, [*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4", "optim.max_steps=9"])
+    config = load_config(
+        None, [*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4", "optim.max_steps=9"]
+    )
     train(dataset_path, tmp_path / "run", config)
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert newest.name == "step-00000009.pt"
