@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import print_json
-from .tables import format_bytes, make_table, printable
+from .shared import print_json, printable
+from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
     from dinowds.data.summary import Summary

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import print_error, print_json
+from .shared import print_error, print_json, printable
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
@@ -207,6 +207,4 @@ class _PlainLines:
 
     @staticmethod
     def _print(text: str) -> None:
-        from .tables import printable
-
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

@@ -7,10 +7,14 @@ import sys
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """Names come from files: control characters are escaped, so that they cannot steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def print_error(message: str) -> None:
-    """One line on stderr. Control characters from file names are escaped, so they cannot steer the terminal."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    print(f"dinowds: error: {line}", file=sys.stderr)  # noqa: T201
+    """One line on stderr."""
+    print(f"dinowds: error: {printable(message)}", file=sys.stderr)  # noqa: T201
 
 
 def print_json(content: Any) -> None:

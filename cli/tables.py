@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from .shared import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-def printable(text: str) -> str:
-    """Names come from files: control characters are escaped, so that they cannot steer the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def format_bytes(count: int) -> str:

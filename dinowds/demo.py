@@ -39,7 +39,8 @@ COHORTS = {
     "tissue": ("ihc.png", "retina.jpg", "cell.png"),
     "texture": ("brick.png", "grass.png", "gravel.png", "coins.png", "moon.png", "hubble_deep_field.jpg"),
     "scenes": (
-        "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "clock_motion.png", "motorcycle_left.png", "rocket.jpg",
+        "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "clock_motion.png", "motorcycle_left.png",
+        "rocket.jpg",
     ),
 }  # fmt: skip
 PATCH_SIZE = 64
@@ -78,22 +79,20 @@ def write_cohorts(folder: Path, split: str, seed: int = 0) -> list[Path]:
     for cohort, names in COHORTS.items():
         paths.append(folder / f"{cohort}.tar")
         with atomic_write(paths[-1]) as file, tarfile.open(fileobj=file, mode="w") as tar:
-            for name in names:
-                _add_patches(tar, photos / name, split, seed)
+            for number, name in enumerate(names):
+                generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, split == "train")))
+                _add_patches(tar, photos / name, split, generator)
     return paths
 
 
-def _add_patches(tar: tarfile.TarFile, photo: Path, split: str, seed: int) -> None:
+def _add_patches(tar: tarfile.TarFile, photo: Path, split: str, generator: np.random.Generator) -> None:
     with Image.open(photo) as image:
         pixels = np.asarray(image.convert("L"), dtype=np.float32)
     edge = round(pixels.shape[1] * TRAIN_SHARE)
-    left, right = (0, edge) if split == "train" else (edge, pixels.shape[1])
-    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(list(photo.name.encode())[0], left)))
-    places = {
-        (int(generator.integers(left, right - PATCH_SIZE + 1)), int(generator.integers(0, pixels.shape[0] - PATCH_SIZE + 1)))
-        for _ in range(TRAIN_PATCHES if split == "train" else TEST_PATCHES)
-    }  # fmt: skip
-    for x, y in sorted(places):
+    left, right, count = (0, edge, TRAIN_PATCHES) if split == "train" else (edge, pixels.shape[1], TEST_PATCHES)
+    xs = generator.integers(left, right - PATCH_SIZE + 1, count).tolist()
+    ys = generator.integers(0, pixels.shape[0] - PATCH_SIZE + 1, count).tolist()
+    for x, y in sorted(set(zip(xs, ys, strict=True))):
         content = io.BytesIO()
         Image.fromarray(standardise(pixels[y : y + PATCH_SIZE, x : x + PATCH_SIZE])).save(content, "PNG")
         member = tarfile.TarInfo(f"{photo.stem}/{x}_{y}.png")
@@ -104,7 +103,8 @@ def _add_patches(tar: tarfile.TarFile, photo: Path, split: str, seed: int) -> No
 def standardise(patch: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Grey [H, W] → mean 128, standard deviation 48, clipped to 0 … 255."""
     spread = max(float(patch.std()), 1e-3)
-    return np.clip((patch - patch.mean()) * (48 / spread) + 128, 0, 255).round().astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip((patch - patch.mean()) * (48 / spread) + 128, 0, 255).round().astype(np.uint8)
+    return grey
 
 
 def load_labelled(folder: Path, names: list[str]) -> LabelledImages:
@@ -173,7 +173,7 @@ class Result:
 
 
 def run_demo(out: Path, config: PatchConfig, observer: Observer) -> Result:
-    """Everything in folder `out`: `cohorts/`, datasets `train/` and `test/`, run folder `run/`. Goes on if interrupted."""
+    """Everything in folder `out`: `cohorts/`, datasets `train/` and `test/`, run folder `run/`. Goes on if stopped."""
     for split in ("train", "test"):
         _make_dataset(out, split, observer)
     train_set, test_set = (load_labelled(out / split, photo_names()) for split in ("train", "test"))

@@ -1,53 +1,16 @@
-"""Small real inputs for the tests."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
-import io
 import os
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dinowds.data.dataset import Dataset
-from dinowds.shard.build import ShardOptions, build_dataset
-
-
-def jpeg_patch(seed: int, size: int = 32) -> bytes:
-    """A smooth colourful JPEG, different for each seed."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
-    return content.getvalue()
-
-
-def write_cohort(path: Path, num_patches: int, first_seed: int = 0) -> Path:
-    """A tar of `num_patches` patches in folders of ten: `slideN/X_Y.jpg`."""
-    with tarfile.open(path, "w") as tar:
-        for i in range(num_patches):
-            payload = jpeg_patch(first_seed + i)
-            member = tarfile.TarInfo(f"slide{i // 10}/{i}_{i * 2}.jpg")
-            member.size = len(payload)
-            tar.addfile(member, io.BytesIO(payload))
-    return path
-
-
-def make_dataset(folder: Path, num_patches: int = 90, max_count: int = 25) -> Path:
-    """A dataset of two cohorts in several shards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    first = num_patches * 2 // 3
-    sources = [
-        write_cohort(folder / "alpha.tar", first),
-        write_cohort(folder / "beta.tar", num_patches - first, first_seed=1000),
-    ]
-    build_dataset(sources, folder / "dataset", ShardOptions(max_count=max_count))
-    return folder / "dataset"
+from tests.support import make_dataset
 
 
 @pytest.fixture(scope="session")
@@ -59,23 +22,3 @@ def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(dataset_path: Path) -> Dataset:
     return Dataset.open(dataset_path)
-
-
-TINY_RUN = (
-    "student.arch=vit_tiny", "student.depth=2", "student.patch_size=8", "student.out_dim=128",
-    "crops.global_crops_size=24", "crops.local_crops_size=16", "crops.local_crops_number=2",
-    "train.batch_size=12", "train.save_every_steps=4", "train.log_every=1", "train.save_every=100",
-    "optim.epochs=3", "optim.warmup_epochs=1", "optim.max_steps=20", "speed.num_workers=0", "speed.precision=fp32",
-    "data.chunk_size=4", "data.window_chunks=3", "data.partitions=4",
-)  # fmt: skip
-"""Overrides that make a run of 20 steps over 3 epochs of the test dataset take seconds."""
-
-
-def dinowds_command(*arguments: object) -> list[str]:
-    """The `dinowds` command in this environment."""
-    return [sys.executable, "-c", "from dinowds.cli.main import run; run()", *map(str, arguments)]
-
-
-def run_dinowds(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run `dinowds` as a user would; output is captured as text."""
-    return subprocess.run(dinowds_command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+import dinowds.config
 from dinowds.config import (
     FREE_TO_CHANGE,
     PatchConfig,
@@ -131,20 +134,14 @@ def test_free_to_change__are_keys() -> None:
 
 
 def test_every_field__has_a_string_that_explains_it() -> None:
-    import ast
-    import inspect
-
-    import dinowds.config as module
-
     documented = set()
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
+    for node in ast.walk(ast.parse(inspect.getsource(dinowds.config))):
         if isinstance(node, ast.ClassDef):
-            for field, following in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
-                    documented.add((node.name, ast.unparse(field.target)))
-    sections: list[Any] = [module.LrSchedulerConfig, *(field.type for field in dataclasses.fields(PatchConfig))]
-    classes = [getattr(module, section) if isinstance(section, str) else section for section in sections]
-    for section in classes:
+            for statement, following in itertools.pairwise(node.body):
+                if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                    documented.add((node.name, ast.unparse(statement.target)))
+    sections = [getattr(PatchConfig(), field.name) for field in dataclasses.fields(PatchConfig)]
+    for section in [*sections, PatchConfig().optim.lr_scheduler]:
         for field in dataclasses.fields(section):
-            if not dataclasses.is_dataclass(getattr(section(), field.name)):
-                assert (section.__name__, field.name) in documented
+            if not dataclasses.is_dataclass(getattr(section, field.name)):
+                assert (type(section).__name__, field.name) in documented

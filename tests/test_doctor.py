@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import run_dinowds
 from dinowds.doctor import Finding, _output, _shared_memory, examine, judge_pair, worst
+from tests.support import run_dinowds
 
 
 def test_examine__this_machine_can_run_the_tests(tmp_path: Path) -> None:

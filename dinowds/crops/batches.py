@@ -38,7 +38,7 @@ class Batch:
 
 
 class Crop:
-    """Stage: every `batch_size` decoded samples become one `Batch`. The crops depend on (seed, epoch, sample id) alone."""
+    """Stage: every `batch_size` decoded samples become one `Batch`; crops depend on (seed, epoch, sample id) alone."""
 
     def __init__(self, recipe: Recipe, renderer: str, seed: int, batch_size: int) -> None:
         self._recipe, self._renderer, self._seed, self._batch_size = recipe, renderer, seed, batch_size

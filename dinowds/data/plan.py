@@ -2,7 +2,7 @@
 
     chunks of all shards ── permuted by (seed, epoch) ──► one stream of N samples
     the stream's first T·B samples, T = ⌊N / B⌋, are cut into P equal partitions;
-    every W chunks of the stream, cut at partition edges, are a window; its samples are permuted by (seed, epoch, window);
+    every W chunks of the stream, cut at partition edges, are a window, permuted by (seed, epoch, window);
     global batch t = for each partition p in turn, its samples t·B/P … (t+1)·B/P − 1.
 
 Nothing here depends on ranks, workers or what was read before: they only decide who reads which slice of a batch.

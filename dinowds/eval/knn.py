@@ -27,7 +27,7 @@ def knn_predict(
     """
     reference, num_classes = F.normalize(train_features, dim=1), int(train_labels.max()) + 1
     predictions = []
-    for block in F.normalize(test_features, dim=1).split(_BLOCK):
+    for block in torch.split(F.normalize(test_features, dim=1), _BLOCK):
         similarity, neighbours = (block @ reference.T).topk(min(k, len(reference)), dim=1)
         votes = torch.zeros(len(block), num_classes).scatter_add_(
             1, train_labels[neighbours], (similarity / temperature).exp()

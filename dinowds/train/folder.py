@@ -25,9 +25,8 @@ def _check_foreign(folder: Path) -> None:
     """Refuse what is not a run's folder, before anything is written there."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file, expected a folder for the run; give another --out")
-    if folder.exists() and not (folder / CONFIG_NAME).exists():
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise OutputError(f"{folder}: is not empty and not a run's folder; give another --out")
+    if folder.exists() and not (folder / CONFIG_NAME).exists() and any(folder.glob("[!.]*")):
+        raise OutputError(f"{folder}: is not empty and not a run's folder; give another --out")
 
 
 def _check_config(folder: Path, config: PatchConfig) -> None:

@@ -39,7 +39,7 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
     # The signals that the launcher passes on, and after which it waits for the ranks to save. An environment variable
     # until torch 2.9, which later versions set from their configuration.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
-    later = {"signals_to_handle": _SIGNALS} if hasattr(LaunchConfig, "signals_to_handle") else {}
+    later: dict[str, Any] = {"signals_to_handle": _SIGNALS} if hasattr(LaunchConfig, "signals_to_handle") else {}
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -56,7 +56,8 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
         elastic_launch(settings, run_as_rank)(function, arguments)
     except SignalException as stop:
         raise StoppedBySignal(
-            f"stopped by {signal.Signals(stop.sigval).name}; run the same command again to go on from the last checkpoint"
+            f"stopped by {signal.Signals(stop.sigval).name}; "
+            "run the same command again to go on from the last checkpoint"
         ) from None
     except ChildFailedError as error:
         failure = error.get_first_failure()[1]

@@ -27,8 +27,8 @@ from dinowds.train.devices import autocast_dtype, choose_device, choose_num_work
 from dinowds.train.folder import CHECKPOINTS_NAME, own_folder
 from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
 from dinowds.train.optim import build_optimizer
-from dinowds.train.schedule import values_at
 from dinowds.train.recorder import Recorder
+from dinowds.train.schedule import values_at
 from dinowds.train.step import Learner, StepSettings, train_step
 from dinowds.world import World
 
@@ -165,8 +165,8 @@ class _Run:
         processes = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"training {student.arch}/{student.patch_size} ({millions:.1f} M) on {self.device.type} in {precision}: "
-            f"{processes}{len(self.dataset):,} samples, {self.steps_per_epoch:,} steps an epoch, "
-            f"steps {self.step:,} to {self.end_step:,}, batch {settings.global_batch} (in parts of {settings.micro_batch})"
+            f"{processes}{len(self.dataset):,} samples, {self.steps_per_epoch:,} steps an epoch, steps "
+            f"{self.step:,} to {self.end_step:,}, batch {settings.global_batch} in parts of {settings.micro_batch}"
         )
 
     def _outcome(self) -> Outcome:

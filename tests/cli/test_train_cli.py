@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY_RUN, dinowds_command, run_dinowds
+from tests.support import TINY_RUN, dinowds_command, run_dinowds
 
 HEAVY = ("torch", "torchvision", "timm", "webdataset", "numpy", "pyarrow", "cv2", "omegaconf", "PIL")
 

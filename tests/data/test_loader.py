@@ -31,9 +31,9 @@ RECIPE = patch_recipe(CropsConfig(global_crops_size=24, local_crops_size=16, loc
 
 
 def batches(
-    dataset: Dataset, world: World = World(), start: int = 0, end: int = 2 * STEPS, workers: int = 0
-) -> Iterator[Batch]:  # fmt: skip
-    source = PlanSource(dataset, ORDER, world, start, end)
+    dataset: Dataset, world: World | None = None, start: int = 0, end: int = 2 * STEPS, workers: int = 0
+) -> Iterator[Batch]:
+    source = PlanSource(dataset, ORDER, world or World(), start, end)
     return load(stream(source, Crop(RECIPE, "cpu", ORDER.seed, source.rank_batch)), workers)
 
 

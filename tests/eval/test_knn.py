@@ -16,10 +16,10 @@ def test_knn_predict__equals_loops(k: int) -> None:
     train, test, labels = torch.randn(60, 8), torch.randn(25, 8), torch.randint(0, 4, (60,))
     expected = []
     for row in test:
-        cosines = sorted(
-            ((float(torch.dot(row, t) / row.norm() / t.norm()), int(label)) for t, label in zip(train, labels, strict=True)),
-            reverse=True,
-        )  # fmt: skip
+        cosines = [
+            (float(torch.dot(row, t) / row.norm() / t.norm()), int(n)) for t, n in zip(train, labels, strict=True)
+        ]
+        cosines.sort(reverse=True)
         votes = [0.0] * 4
         for cosine, label in cosines[:k]:
             votes[label] += math.exp(cosine / 0.07)

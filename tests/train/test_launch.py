@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY_RUN, dinowds_command, run_dinowds
 from dinowds.errors import ConfigError
 from dinowds.train.devices import largest_divisor
 from dinowds.world import World
+from tests.support import TINY_RUN, dinowds_command, run_dinowds
 
 ARGUMENTS = [*TINY_RUN, "student.drop_path_rate=0"]
 

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TINY_RUN
 from dinowds.config import load_config
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal
 from dinowds.model.dino import DinoModel
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
 from dinowds.train.loop import Evaluate, train
 from dinowds.train.monitor import Progress
+from tests.support import TINY_RUN, make_dataset
 
+DROPPING = (*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4")
 CONFIG = load_config(None, TINY_RUN)
-WITH_PATHS_DROPPED = load_config(None, [*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4"])
+WITH_PATHS_DROPPED = load_config(None, DROPPING)
 
 
 class Listener:
@@ -69,21 +70,22 @@ def test_train__killed_at_step_11_ends_with_the_same_bits(
     undisturbed: Path, dataset_path: Path, tmp_path: Path
 ) -> None:
     """11 steps and SIGKILL, then the same command: weights, optimizer, centre and metrics of a run without a stop."""
-    script = textwrap.dedent(f"""
+    script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
         from dinowds.config import load_config
         from dinowds.train.loop import train
         def kill(step, student, teacher):
-            return os.kill(os.getpid(), signal.SIGKILL) if step == 11 else {{}}
+            return os.kill(os.getpid(), signal.SIGKILL) if step == 11 else {}
         if __name__ == "__main__":
-            config = load_config(None, {[*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4", "speed.num_workers=1"]!r})
-            train(Path({str(dataset_path)!r}), Path({str(tmp_path / "run")!r}), config, evaluate=kill)
+            data, out, *overrides = sys.argv[1:]
+            train(Path(data), Path(out), load_config(None, overrides), evaluate=kill)
     """)
     (tmp_path / "script.py").write_text(script)
-    killed = subprocess.run([sys.executable, tmp_path / "script.py"], check=False, timeout=240)
+    arguments: list[str | Path] = [dataset_path, tmp_path / "run", *DROPPING, "speed.num_workers=1"]
+    killed = subprocess.run([sys.executable, tmp_path / "script.py", *arguments], check=False, timeout=240)
     assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")][0] == "step-00000008.pt"
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000008.pt"
     assert max(losses(tmp_path / "run")) > 8
     listener = Listener()
     train(dataset_path, tmp_path / "run", WITH_PATHS_DROPPED, listener)
@@ -114,9 +116,7 @@ def test_train__signal_saves_and_the_same_call_goes_on(
 
 
 def test_train__damaged_newest_checkpoint_is_passed_over(dataset_path: Path, undisturbed: Path, tmp_path: Path) -> None:
-    config = load_config(
-        None, [*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4", "optim.max_steps=9"]
-    )
+    config = load_config(None, [*DROPPING, "optim.max_steps=9"])
     train(dataset_path, tmp_path / "run", config)
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert newest.name == "step-00000009.pt"
@@ -160,14 +160,12 @@ def test_train__run_folder_holds_what_a_run_tells(undisturbed: Path) -> None:
 @pytest.mark.parametrize("change", ["optim.lr=1e-3", "train.seed=1", "student.out_dim=64"])
 def test_train__other_configuration_on_a_run_is_refused(undisturbed: Path, dataset_path: Path, change: str) -> None:
     key = change.partition("=")[0]
-    config = load_config(None, [*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4", change])
+    config = load_config(None, [*DROPPING, change])
     with pytest.raises(ConfigError, match=rf"started with other values \({key}: .* → .*\)"):
         train(dataset_path, undisturbed, config)
 
 
 def test_train__other_dataset_on_a_run_is_refused(undisturbed: Path, tmp_path: Path) -> None:
-    from conftest import make_dataset
-
     other = make_dataset(tmp_path, num_patches=40)
     with pytest.raises(CheckpointError, match="another dataset"):
         train(other, undisturbed, WITH_PATHS_DROPPED)
