@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,17 @@ def dinowds_command(*arguments: object) -> list[str]:
 def run_dinowds(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run `dinowds` as a user would; output is captured as text."""
     return subprocess.run(dinowds_command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def wait_until_gone(mark: str, seconds: float = 30) -> None:
+    """Wait until no process has `mark` in its command line; fail if one stays."""
+    deadline = time.monotonic() + seconds
+    while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in _read(path)]:
+        assert time.monotonic() < deadline, f"still running: {[_read(path) for path in left]}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # ended meanwhile
+        return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from dinowds.data.decode import decode_image
 from dinowds.data.plan import Chunks, EpochPlan, Order, steps_per_epoch
 from dinowds.data.store import LocalStore
 from dinowds.errors import DatasetError, DinowdsError, SampleError
+from dinowds.processes import end_with_parent
 from dinowds.world import World
 
 _MAX_SUBSTITUTES = 100
@@ -180,9 +182,8 @@ def _hand_over_errors(stream: Iterable[Any]) -> Iterator[Any]:
 
 
 def _init_worker(_worker: int) -> None:
-    """One thread each, and signals are the main process's to answer: it ends its workers itself."""
-    import signal
-
+    """One thread each; signals are the main process's to answer, which ends its workers itself."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from dinowds.errors import DinowdsError, OutputError
+from dinowds.processes import end_with_parent
 
 from .payloads import Payloads
 from .writer import Job, ShardTask, write_shard
@@ -153,7 +152,7 @@ def _work(pipe: Connection, job: Job) -> None:
 
     Answers are any number of (samples, bytes), and then None, or the error that ends the worker.
     """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with closing(_Writer(job)) as writer, suppress(BrokenPipeError, EOFError):
         try:
             while (task := pipe.recv()) is not None:
@@ -167,10 +166,3 @@ def _work(pipe: Connection, job: Job) -> None:
             pipe.send(error)
         except Exception:
             pipe.send(traceback.format_exc())
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-    os._exit(1)

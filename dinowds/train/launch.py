@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dinowds.errors import ConfigError, DinowdsError, StoppedBySignal, TrainingError
+from dinowds.processes import end_with_parent
 from dinowds.world import available_cores
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -78,6 +79,7 @@ def _message(failure: ProcessFailure) -> str:
 
 def run_as_rank(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In the rank's process: hand an error to the launching process, and exit with its code."""
+    end_with_parent()
     try:
         function(*arguments)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -91,11 +92,10 @@ def test_write__worker_that_is_killed_is_named(tmp_path: Path) -> None:
 
     def tasks() -> Iterator[ShardTask]:
         yield task(0, b"pipe.jpg", 5)
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = multiprocessing.active_children()
         assert len(workers) == 2
-        for pid in workers:
-            os.kill(int(pid), signal.SIGKILL)
+        for worker in workers:
+            worker.kill()
         yield task(1, b"pipe.jpg", 5)
 
     with pytest.raises(OutputError, match=r"ended by signal 9; .* fewer --workers"):

@@ -20,7 +20,7 @@ from dinowds.model.dino import DinoModel
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
 from dinowds.train.loop import Evaluate, train
 from dinowds.train.monitor import Progress
-from tests.support import TINY_RUN, make_dataset
+from tests.support import TINY_RUN, make_dataset, wait_until_gone
 
 DROPPING = (*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4")
 CONFIG = load_config(None, TINY_RUN)
@@ -85,6 +85,7 @@ def test_train__killed_at_step_11_ends_with_the_same_bits(
     arguments: list[str | Path] = [dataset_path, tmp_path / "run", *DROPPING, "speed.num_workers=1"]
     killed = subprocess.run([sys.executable, tmp_path / "script.py", *arguments], check=False, timeout=240)
     assert killed.returncode == -signal.SIGKILL
+    wait_until_gone(str(tmp_path))
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000008.pt"
     assert max(losses(tmp_path / "run")) > 8
     listener = Listener()
