@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import print_json
+from .shared import interruptible, print_json
 
 if TYPE_CHECKING:
     from dinowds.demo import Result
@@ -38,10 +39,8 @@ def demo(
     console = Console(stderr=True)
     observer = run_observer(console)
     config = load_config(default_config_path("demo"), overrides or [])
-    try:
+    with interruptible(), closing(observer):
         result = run_demo(out, config, observer)
-    finally:
-        observer.close()
     if json:
         print_json(result.to_json())
     else:

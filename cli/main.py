@@ -37,6 +37,3 @@ def run() -> None:
         place = f"{error.filename}: " if error.filename else ""
         print_error(f"{place}{error.strerror or error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        print_error("interrupted; run the same command again to go on")
-        sys.exit(130)

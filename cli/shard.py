@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import print_error, print_json, printable
+from .shared import interruptible, print_json, printable
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
@@ -81,15 +81,11 @@ def shard(
         key_pattern=DEFAULT_KEY_PATTERN if key_pattern is None else key_pattern,
         overwrite=overwrite,
     )
-    try:
-        with show_progress() as report:
-            if dry_run:
-                _print_plan(plan_dataset(sources, out, options, report), out, as_json)
-                return
-            manifest = build_dataset(sources, out, options, report)
-    except KeyboardInterrupt:  # Typer would end without a word.
-        print_error(f"{out}: interrupted; give the same command again to go on")
-        raise typer.Exit(130) from None
+    with interruptible(), show_progress() as report:
+        if dry_run:
+            _print_plan(plan_dataset(sources, out, options, report), out, as_json)
+            return
+        manifest = build_dataset(sources, out, options, report)
     summary = summarize(out)
     if as_json:
         print_json({"dataset": str(out), **summary.to_json()})

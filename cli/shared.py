@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -20,3 +22,14 @@ def print_error(message: str) -> None:
 def print_json(content: Any) -> None:
     """JSON alone on stdout."""
     print(json.dumps(content, indent=1, ensure_ascii=False, default=str))  # noqa: T201
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Say how to go on after a Ctrl-C; Typer would end without a word."""
+    from dinowds.errors import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; give the same command again to go on") from None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .shared import interruptible
 
 if TYPE_CHECKING:
     from dinowds.config import PatchConfig
@@ -45,7 +48,5 @@ def run_rank(data: Path, out: Path, config: PatchConfig) -> None:
     from .progress import run_observer
 
     observer = run_observer()
-    try:
+    with interruptible(), closing(observer):
         train(data, out, config, observer)
-    finally:
-        observer.close()

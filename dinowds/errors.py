@@ -43,6 +43,12 @@ class TrainingError(DinowdsError):
     """Training cannot go on."""
 
 
+class Interrupted(DinowdsError):
+    """Ctrl-C, at a place where nothing needs saving."""
+
+    exit_code: ClassVar[int] = 130
+
+
 class StoppedBySignal(DinowdsError):
     """Stopped early on a signal; what was done is saved and the same command goes on."""
 
