@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -25,9 +26,10 @@ app.command()(doctor.doctor)
 
 
 def run() -> None:
-    """Entry point: 0 done, 1 failure, 2 usage, 75 stopped on a signal with everything saved, 130 interrupted."""
+    """Entry point: 0 done, 1 failure, 2 usage, 75 stopped early on a signal: run again to go on."""
     from dinowds.errors import DinowdsError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to say Ctrl-C
     try:
         app()
     except DinowdsError as error:

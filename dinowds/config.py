@@ -21,7 +21,7 @@ from dinowds.errors import ConfigError
 class TrainConfig:
     batch_size: int = 256
     """Images of one optimizer step, over all ranks and accumulation steps. The order of the data depends on it."""
-    batch_size_per_gpu: int = 128
+    max_batch_per_device: int = 128
     """At most this many images go through one device at once; what is more is accumulated."""
     save_every: int = 1
     """Epochs between the checkpoints at an epoch's end."""
@@ -115,7 +115,7 @@ class CropsConfig:
 @dataclass
 class DataConfig:
     chunk_size: int = 64
-    """Samples read together: about 1 MB of 256 px JPEG, one request on object storage."""
+    """Neighbouring samples that stay together until a window mixes them: about 1 MB of 256 px JPEG."""
     window_chunks: int = 1024
     """Chunks mixed together: at 1,024, even slide-sorted shards give batches that are nearly uniform draws."""
     partitions: int | None = None
@@ -129,7 +129,7 @@ class DataConfig:
 @dataclass
 class SpeedConfig:
     num_workers: int | None = None
-    """Loader processes of each rank; null for one a core (shared among the ranks of a host), 0 for none."""
+    """Loader processes of each rank; null for one a core of its share (half of that without a GPU), 0 for none."""
     prefetch_factor: int = 2
     """Batches that each loader process keeps ready."""
     precision: str = "auto"
@@ -151,7 +151,7 @@ class PatchConfig:
 
 FREE_TO_CHANGE = frozenset(
     {
-        "train.batch_size_per_gpu",
+        "train.max_batch_per_device",
         "train.keep_checkpoints",
         "train.log_every",
         "train.save_every",
@@ -173,7 +173,7 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -199,7 +199,10 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Patc
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
         merged = _merge(merged, known, content, f"override {override!r}")
-    config = cast(PatchConfig, OmegaConf.to_object(merged))
+    try:
+        config = cast(PatchConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path or 'overrides'}: {_first_line(error)}") from None
     check_config(config)
     return config
 
@@ -224,7 +227,10 @@ def to_yaml(config: PatchConfig) -> str:
 def differences(saved: dict[str, Any], config: PatchConfig) -> list[str]:
     """`key: saved → asked for`, for keys that decide what a run computes (those of `FREE_TO_CHANGE` do not)."""
     old, new = flatten(saved), flatten(to_dict(config))
-    keys = sorted((old.keys() | new.keys()) - FREE_TO_CHANGE)
+    free = FREE_TO_CHANGE
+    if config.student.use_bn_in_head:  # whose statistics are of the images that go through the device together
+        free -= {"train.max_batch_per_device"}
+    keys = sorted((old.keys() | new.keys()) - free)
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
@@ -235,15 +241,18 @@ def check_config(config: PatchConfig) -> None:
     )  # fmt: skip
     at_least_one = {
         "train.batch_size": train.batch_size,
-        "train.batch_size_per_gpu": train.batch_size_per_gpu,
+        "train.max_batch_per_device": train.max_batch_per_device,
         "train.save_every": train.save_every,
         "train.keep_checkpoints": train.keep_checkpoints,
         "train.log_every": train.log_every,
         "student.patch_size": student.patch_size,
         "student.out_dim": student.out_dim,
-        "student.depth": student.depth or 1,
+        "student.depth": 1 if student.depth is None else student.depth,
         "optim.epochs": optim.epochs,
-        "optim.max_steps": optim.max_steps or 1,
+        "optim.max_steps": 1 if optim.max_steps is None else optim.max_steps,
+        "data.chunk_size": data.chunk_size,
+        "data.window_chunks": data.window_chunks,
+        "data.partitions": 1 if data.partitions is None else data.partitions,
         "speed.prefetch_factor": speed.prefetch_factor,
     }
     not_negative = {
@@ -255,7 +264,7 @@ def check_config(config: PatchConfig) -> None:
         "optim.clip_grad": optim.clip_grad,
         "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,
         "data.max_bad_samples": data.max_bad_samples,
-        "speed.num_workers": speed.num_workers or 0,
+        "speed.num_workers": 0 if speed.num_workers is None else speed.num_workers,
     }
     choices = {
         "student.arch": (student.arch, ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")),
@@ -287,6 +296,9 @@ def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any
 
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected sections such as 'train:' and 'optim:', found {type(content).__name__}")
+    sections = {key.partition(".")[0] for key in known}
+    # A section of a file whose keys are all commented out is empty, not null.
+    content = {key: {} if value is None and key in sections else value for key, value in content.items()}
     for key in flatten(content):
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")

@@ -40,9 +40,11 @@ class Finding:
 def examine(folder: Path) -> Iterator[Finding]:
     """All checks, in order; `folder` is where runs and datasets will be written."""
     yield from _versions()
-    yield _torch_pair()
-    yield _devices()
-    yield _precision()
+    pair = _torch_pair()
+    yield pair
+    if pair.status == "ok":  # else torch itself may not import
+        yield _devices()
+        yield _precision()
     yield _cores()
     yield _shared_memory(Path("/dev/shm"))
     yield from _output(folder)

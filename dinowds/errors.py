@@ -44,9 +44,9 @@ class TrainingError(DinowdsError):
 
 
 class Interrupted(DinowdsError):
-    """Ctrl-C, at a place where nothing needs saving."""
+    """Ctrl-C or SIGTERM where what is done is on disk already; the same command goes on."""
 
-    exit_code: ClassVar[int] = 130
+    exit_code: ClassVar[int] = 75
 
 
 class StoppedBySignal(DinowdsError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
+
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextmanager
@@ -38,12 +44,54 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make renames inside `folder` durable, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on the file `path`, which is made if it is missing; never waits.
+
+    Yields whether there is a lock: False (and a logged warning) on a file system that has none. The holder may unlink
+    the file. The lock ends with the process that holds it, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it, or has just let go and removed the file.
+        OSError: the file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield _lock(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from None
+        if error.errno not in _NO_LOCKS:
+            raise
+        logging.getLogger(__name__).warning(
+            "%s: this file system has no locks (%s); see to it that no other process writes here", path, error.strerror
+        )
+        return False
+    try:
+        is_same = os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process has just removed the lock", str(path))
+    return True
 
 
 def remove_temporaries(folder: Path) -> None:

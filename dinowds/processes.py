@@ -1,10 +1,16 @@
-"""Helper processes that do not outlive the one that started them."""
+"""Helper processes: they do not outlive the one that started them, and leave signals to it."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from multiprocessing import connection, parent_process
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import connection, parent_process, resource_tracker
+
+STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+"""What asks a run to save and stop."""
 
 
 def end_with_parent() -> None:
@@ -21,3 +27,19 @@ def _wait_and_exit() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+@contextmanager
+def shielded_from_signals() -> Iterator[None]:
+    """Processes that are started meanwhile never see `STOP_SIGNALS`.
+
+    A batch system sends those to every process of a job; without its helpers the main process could not finish its step.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        # multiprocessing's tracker of shared memory is one of them. Starting it lifts the mask, hence once more.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dinowds.errors import ConfigError
 
@@ -16,13 +18,15 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    """Among the processes of this host; also the GPU to use."""
+    sharing_cores: int = 1
+    """Processes that the cores this one may use are shared among."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size):
+        if not 0 <= self.rank < self.size:
             raise ConfigError(
-                f"the environment says rank {self.rank} of {self.size} (local {self.local_rank} of {self.local_size}); "
-                "a rank must be below its world size: check RANK, WORLD_SIZE, LOCAL_RANK or the SLURM_* variables"
+                f"the environment says rank {self.rank} of {self.size}; a rank must be below its world size: "
+                "check RANK and WORLD_SIZE, or the SLURM_* variables"
             )
 
     @classmethod
@@ -30,21 +34,57 @@ class World:
         """torchrun's variables first, then those of a Slurm job step; one process where there are neither.
 
         The number of visible devices says nothing: one-GPU nodes would silently train separate models.
-        SLURM_* count only within a step (`srun`): a batch script sees them too, without being a rank.
+        SLURM_* count only within a step (`srun`): a batch script sees them too, without being a rank. A Slurm task has
+        its cores to itself; torchrun's processes share those of the host.
         """
         env = os.environ if environment is None else environment
         if "RANK" in env and "WORLD_SIZE" in env:
-            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-            names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-        else:
-            return cls()
-        rank, size = int(env[names[0]]), int(env[names[1]])
-        local_rank = int(env.get(names[2], "0"))
-        return cls(rank, size, local_rank, max(int(env.get(names[3], "1")), local_rank + 1))
+            local_rank = int(env.get("LOCAL_RANK", "0"))
+            sharing = max(int(env.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
+            return cls(int(env["RANK"]), int(env["WORLD_SIZE"]), local_rank, sharing)
+        if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+            return cls(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0")))
+        return cls()
+
+
+def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port at which the ranks meet: MASTER_ADDR and MASTER_PORT, or the first host of a Slurm job step.
+
+    Raises:
+        ConfigError: the environment says neither.
+    """
+    host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    if host is None and (hosts := environment.get("SLURM_STEP_NODELIST")):
+        host = first_host(hosts)
+    if port is None and (job := environment.get("SLURM_JOB_ID")):
+        port = str(20_000 + int(job) % 20_000)
+    if host is None or port is None:
+        raise ConfigError(
+            "MASTER_ADDR and MASTER_PORT are not set; start with --nproc, torchrun or srun, or export them everywhere"
+        )
+    return host, int(port)
+
+
+def first_host(hosts: str) -> str:
+    """The first name of a Slurm host list: 'gpu[07-09,12],login1' → 'gpu07'."""
+    prefix, bracket, rest = hosts.partition("[")
+    if not bracket or "," in prefix:
+        return prefix.partition(",")[0]
+    inside, _, after = rest.partition("]")
+    return prefix + re.split("[-,]", inside)[0] + after.partition(",")[0]
 
 
 def available_cores() -> int:
     """Cores that this process may use (a Slurm job or a container often has fewer than the host)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
+    limits = [int(os.environ.get("SLURM_CPUS_PER_TASK", cores)), _cgroup_cores() or cores]
+    return max(1, min(cores, *limits))
+
+
+def _cgroup_cores() -> int | None:
+    """Whole cores of this container's CPU quota (cgroup 2), or None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None

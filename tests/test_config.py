@@ -43,7 +43,7 @@ def test_shipped_yaml__names_every_key_and_comments_it(name: str) -> None:
 def test_defaults__are_the_reference_s() -> None:
     flat = flatten(to_dict(PatchConfig()))
     reference = {
-        "train.batch_size_per_gpu": 128, "train.seed": 0, "student.arch": "vit_small", "student.patch_size": 16,
+        "train.seed": 0, "student.arch": "vit_small", "student.patch_size": 16,
         "student.out_dim": 65536, "student.norm_last_layer": False, "student.drop_path_rate": 0.1,
         "student.use_bn_in_head": False, "teacher.momentum_teacher": 0.996, "teacher.warmup_teacher_temp": 0.04,
         "teacher.teacher_temp": 0.04, "teacher.warmup_teacher_temp_epochs": 0, "optim.epochs": 50, "optim.lr": 0.0005,
@@ -84,6 +84,11 @@ def test_to_yaml__loads_back(tmp_path: Path) -> None:
         ("train.batch_size=0", "train.batch_size is 0, expected at least 1"),
         ("student.arch=resnet", "student.arch is resnet, expected one of vit_tiny, vit_small"),
         ("student.drop_path_rate=1.0", "student.drop_path_rate is 1.0"),
+        ("optim.max_steps=0", "optim.max_steps is 0, expected at least 1"),
+        ("student.depth=0", "student.depth is 0, expected at least 1"),
+        ("data.partitions=0", "data.partitions is 0, expected at least 1"),
+        ("data.chunk_size=0", "data.chunk_size is 0, expected at least 1"),
+        ("optim.lr=${nothing}", "Interpolation"),
         ("optim.warmup_epochs=50", "optim.warmup_epochs is 50.0, expected less than optim.epochs"),
         ("crops.local_crops_size=100", "crops.local_crops_size is 100, expected a multiple of student.patch_size, 16"),
         ("teacher.teacher_temp=0", "teacher.teacher_temp is 0.0, expected above 0"),
@@ -104,6 +109,7 @@ def test_load_config__bad_override_is_named(override: str, message: str) -> None
         ("- a\n- b\n", "expected sections"),
         ("optim: {momentum: 0.9}", "unknown key 'optim.momentum'"),
         ("optim: 3", "unknown key 'optim', which is a section"),
+        ("1: 2", "unknown key '1'"),
     ],
 )
 def test_load_config__bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -114,6 +120,18 @@ def test_load_config__bad_file_is_named(tmp_path: Path, text: str, message: str)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_load_config__empty_section(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim:\n  # lr: 0.1\ntrain: {seed: 3}\n")
+    assert load_config(tmp_path / "mine.yaml").train.seed == 3
+
+
+def test_differences__batch_norm_ties_the_parts_of_a_batch() -> None:
+    changed = ["train.max_batch_per_device=64"]
+    assert differences(to_dict(PatchConfig()), load_config(None, changed)) == []
+    with_bn = load_config(None, ["student.use_bn_in_head=true"])
+    assert differences(to_dict(with_bn), load_config(None, [*changed, "student.use_bn_in_head=true"]))
 
 
 def test_load_config__missing_file(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dinowds.doctor import Finding, _output, _shared_memory, examine, judge_pair, worst
 from tests.support import run_dinowds
 
@@ -26,9 +28,13 @@ def test_judge_pair__names_the_mismatched_build() -> None:
     assert "exit code -11" in judge_pair(-11, "").found
 
 
-def test_shared_memory__too_small(tmp_path: Path) -> None:
+def test_shared_memory__too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _shared_memory(tmp_path / "none").status == "ok"
-    assert _shared_memory(Path("/dev")).name == "shared memory"
+    assert _shared_memory(tmp_path).status == "ok"
+    monkeypatch.setattr("dinowds.doctor._MIN_SHARED_MEMORY", 1 << 60)
+    finding = _shared_memory(tmp_path)
+    assert finding.status == "problem"
+    assert "--shm-size" in finding.advice
 
 
 def test_output__missing_folder_is_a_problem(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Dataset:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self._first_sample = np.concatenate([[0], np.cumsum([shard.num_samples for shard in manifest.shards])])
+        self._parquet: Any = None  # kept open: its footer describes every row group and takes long to parse
         self._rows: Callable[[int], pa.Table] = functools.lru_cache(_OPEN_SHARDS)(self._read_rows)
 
     @classmethod
@@ -88,8 +89,9 @@ class Dataset:
     def _read_rows(self, shard: int) -> pa.Table:
         columns = ["key", "offset", "size", "ext", "digest", "label"]
         try:
-            with pq.ParquetFile(self.index_path) as file:
-                rows = file.read_row_group(shard, columns=columns).select(columns)
+            if self._parquet is None:
+                self._parquet = pq.ParquetFile(self.index_path)
+            rows = self._parquet.read_row_group(shard, columns=columns, use_threads=False).select(columns)
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{self.index_path}: row group {shard} cannot be read ({error})") from None
         return rows.combine_chunks()

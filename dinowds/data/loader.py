@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -18,10 +21,11 @@ from dinowds.data.decode import decode_image
 from dinowds.data.plan import Chunks, EpochPlan, Order, steps_per_epoch
 from dinowds.data.store import LocalStore
 from dinowds.errors import DatasetError, DinowdsError, SampleError
-from dinowds.processes import end_with_parent
+from dinowds.processes import end_with_parent, shielded_from_signals
 from dinowds.world import World
 
 _MAX_SUBSTITUTES = 100
+_SECONDS_AFTER_SIGTERM = 20.0  # for the main process to finish and save its step
 
 RawSample = dict[str, Any]
 """webdataset's sample dict (`__key__`, `__url__`, payload under its extension, `cls`), and of ours: `__sample__` (id in
@@ -141,7 +145,7 @@ def stream(source: PlanSource, *stages: Callable[[Iterable[Any]], Iterator[Any]]
 
 def load(
     pipeline: wds.DataPipeline, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Items of a pipeline of batches, made in `num_workers` processes (0: in this one), in the order of steps.
 
     Raises:
@@ -158,15 +162,17 @@ def load(
             "worker_init_fn": _init_worker,
             "multiprocessing_context": context,
         }
+    with shielded_from_signals():
+        items = iter(DataLoader(wds.DataPipeline(pipeline, _hand_over_errors), **options))
     try:
-        for item in DataLoader(wds.DataPipeline(pipeline, _hand_over_errors), **options):
+        for item in items:
             if isinstance(item, DinowdsError):
                 raise item
             yield item
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        reason = str(error).partition("\n")[0]
+        if "exited unexpectedly" not in reason and "is killed by signal" not in reason:
             raise
-        reason = str(error).splitlines()[0]
         raise DatasetError(
             f"a loader process died ({reason}); if memory ran out, lower speed.num_workers or speed.prefetch_factor, "
             "or give the job more memory and /dev/shm"
@@ -182,11 +188,19 @@ def _hand_over_errors(stream: Iterable[Any]) -> Iterator[Any]:
 
 
 def _init_worker(_worker: int) -> None:
-    """One thread each; signals are the main process's to answer, which ends its workers itself."""
+    """One thread each; no life of its own."""
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # DataLoader ends a worker that does not answer with SIGTERM. A batch system's SIGTERM must not end it at once.
+    signal.signal(signal.SIGTERM, _end_soon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _end_soon(_number: int, _frame: FrameType | None) -> None:
+    timer = threading.Timer(_SECONDS_AFTER_SIGTERM, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def describe(bad: BadSample) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import xxhash
 from dinowds.data.dataset import Dataset, Sample
 from dinowds.errors import DatasetError, SampleError
 
-_OPEN_FILES = 64
+_OPEN_FILES = 256
 
 
 class LocalStore:
@@ -27,12 +27,22 @@ class LocalStore:
             SampleError: the bytes are not those that the index describes.
             DatasetError: the shard is missing or not of the size that the manifest says.
         """
-        payload = os.pread(self._descriptor(sample.shard), sample.size, sample.offset)
+        try:
+            payload = os.pread(self._descriptor(sample.shard), sample.size, sample.offset)
+        except OSError:  # on a network file system a second try, with the file opened anew, often succeeds
+            payload = self._read_again(sample)
         if len(payload) != sample.size:
             raise SampleError(f"{self._where(sample)}: {len(payload)} of {sample.size} bytes could be read")
         if self._verify and xxhash.xxh3_128_digest(payload) != sample.digest:
             raise SampleError(f"{self._where(sample)}: the bytes do not match the digest in the index")
         return payload
+
+    def _read_again(self, sample: Sample) -> bytes:
+        os.close(self._files.pop(sample.shard))
+        try:
+            return os.pread(self._descriptor(sample.shard), sample.size, sample.offset)
+        except OSError as error:
+            raise SampleError(f"{self._where(sample)}: cannot be read ({error.strerror})") from None
 
     def close(self) -> None:
         while self._files:

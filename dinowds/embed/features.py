@@ -17,7 +17,7 @@ def image_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) -
     device, was_training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
     try:
-        parts = [backbone(normalise(part[None], device)).float().cpu() for part in torch.split(images, batch_size)]
+        parts = [backbone(normalise(part[None].to(device))).float().cpu() for part in torch.split(images, batch_size)]
     finally:
         backbone.train(was_training)
     return torch.cat(parts)

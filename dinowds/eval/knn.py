@@ -29,7 +29,7 @@ def knn_predict(
     predictions = []
     for block in torch.split(F.normalize(test_features, dim=1), _BLOCK):
         similarity, neighbours = (block @ reference.T).topk(min(k, len(reference)), dim=1)
-        votes = torch.zeros(len(block), num_classes).scatter_add_(
+        votes = similarity.new_zeros(len(block), num_classes).scatter_add_(
             1, train_labels[neighbours], (similarity / temperature).exp()
         )
         predictions.append(votes.argmax(1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,8 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 State = dict[str, Any]
 """`format_version`, `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `step` (optimizer steps done),
-`epoch` (epochs done), `config` (nested dict), `dataset` (sha256 of the index). Loads with `weights_only=True`."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    path: Path
-    state: State
+`epoch` (epochs done), `bad_samples` (replaced so far), `config` (nested dict), `dataset` (sha256 of the index).
+Loads with `weights_only=True`."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -32,12 +26,13 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
-    """Write `step-NNNNNNNN.pt`, fsynced and renamed into place, then remove all but the newest `keep`."""
+    """Write `step-NNNNNNNN.pt`, fsynced and renamed into place, then remove older ones beyond the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(folder, state["step"])
     with atomic_write(path) as file:
         torch.save(state, file)
-    for old in list_checkpoints(folder)[max(1, keep) :]:
+    older = [old for old in list_checkpoints(folder) if old.name < path.name]
+    for old in older[max(0, keep - 1) :]:
         old.unlink()
     return path
 
@@ -52,35 +47,41 @@ def load_checkpoint(path: Path) -> State:
 
     Raises:
         CheckpointError: missing, damaged, or not of dinowds.
+        OSError: the file system failed; the file may be whole.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a damaged zip can fail in the reader, the unpickler or a tensor's constructor
-        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {_first_line(error)})") from None
+        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: not a checkpoint of dinowds (format_version {FORMAT_VERSION})")
     return state
 
 
-def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None where there is none at all. Damaged ones are named to `warn`.
+def find_latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that can be read; None where there is none at all.
+
+    Damaged ones are named to `warn` and set aside as `*.pt.damaged`. For the only process that writes to `folder`.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
     remove_temporaries(folder)
-    paths = list_checkpoints(folder)
-    for path in paths:
+    damaged: list[Path] = []
+    for path in list_checkpoints(folder):
         try:
-            return Checkpoint(path, load_checkpoint(path))
+            load_checkpoint(path)
         except CheckpointError as error:
             warn(f"{error}; falling back to the one before")
-    if paths:
-        raise CheckpointError(f"{folder}: none of the {len(paths)} checkpoints can be read; move the run folder away")
+            damaged.append(path)
+            continue
+        for other in damaged:
+            other.rename(other.with_name(other.name + ".damaged"))
+        return path
+    if damaged:
+        raise CheckpointError(f"{folder}: none of the {len(damaged)} checkpoints can be read; move the run folder away")
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

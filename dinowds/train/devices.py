@@ -13,23 +13,24 @@ _MAX_WORKERS = 16
 
 
 def choose_device(world: World) -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
+    """This rank's GPU, or the CPU where there is none. A lone visible GPU is taken to be this rank's own."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if world.local_rank >= torch.cuda.device_count():
+    index = 0 if torch.cuda.device_count() == 1 else world.local_rank
+    if index >= torch.cuda.device_count():
         raise ConfigError(
             f"local rank {world.local_rank} has no GPU of its own: this host shows {torch.cuda.device_count()}; "
             "start at most that many processes a host"
         )
-    torch.cuda.set_device(world.local_rank)
-    return torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16, or None for float32. `auto`: bfloat16 where the device has units for it."""
-    if precision == "fp32":
-        return None
-    return torch.bfloat16 if precision == "bf16" or computes_bf16(device) else None
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`bf16` or `fp32`; `auto` is bf16 where the device has units for it."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_bf16(device) else "fp32"
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -46,10 +47,13 @@ def choose_num_workers(asked: int | None, world: World, device: torch.device) ->
     """Loader processes of this rank: all cores of its share beside a GPU, half of them where the CPU also trains."""
     if asked is not None:
         return asked
-    share = available_cores() // world.local_size
+    share = available_cores() // world.sharing_cores
     return max(1, min(_MAX_WORKERS, share if device.type == "cuda" else share // 2))
 
 
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit` (both at least 1)."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+def micro_batch_size(rank_batch: int, limit: int) -> int:
+    """Images that go through the device at once: the rank's share in the fewest parts of at most `limit`, all of them
+    of this size but for the last, which may be smaller.
+    """
+    num_parts = -(-rank_batch // limit)
+    return -(-rank_batch // num_parts)

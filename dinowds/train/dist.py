@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dinowds.errors import ConfigError
-from dinowds.world import World
+from dinowds.errors import ConfigError, DinowdsError
+from dinowds.world import World, rendezvous
 
+Value = TypeVar("Value")
 Model = TypeVar("Model", bound=nn.Module)
 
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -27,11 +28,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise ConfigError(
-            f"rank {world.rank} of {world.size}: MASTER_ADDR and MASTER_PORT are not set; "
-            "start with --nproc or torchrun, or export them in the batch script"
-        )
+    host, port = rendezvous(os.environ)
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
     backend = "nccl" if device.type == "cuda" else "gloo"
     td.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_TIMEOUT)
     try:
@@ -47,16 +45,28 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank. Only for small plain values outside the step."""
+def on_rank_0(function: Callable[[], Value]) -> Value:
+    """Call `function` on rank 0 alone and give its value, a small plain one, to every rank, which waits for it.
+
+    An expected error of rank 0 is raised on all ranks: none is left waiting in a collective. Not for use within a step.
+    """
     if not td.is_initialized():
-        return value
-    box = [value]
+        return function()
+    box: list[tuple[Any, DinowdsError | None]] = [(None, None)]
+    if td.get_rank() == 0:
+        try:
+            box = [(function(), None)]
+        except DinowdsError as error:
+            box = [(None, error)]
     td.broadcast_object_list(box, src=0)
-    return box[0]
+    value, failure = box[0]
+    if failure:
+        raise failure
+    return cast(Value, value)
 
 
 def barrier() -> None:
+    """Wait until every rank is here."""
     if td.is_initialized():
         td.barrier()
 

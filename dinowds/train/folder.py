@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import yaml
 
 from dinowds.config import PatchConfig, differences, to_yaml
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import write_atomic
+from dinowds.files import lock_file, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
 
 CONFIG_NAME = "config.yaml"
@@ -48,21 +46,17 @@ def own_folder(folder: Path, config: PatchConfig) -> Iterator[None]:
         ConfigError: it holds checkpoints of another configuration.
     """
     _check_foreign(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(folder / _LOCK_NAME))
         except BlockingIOError:
             raise OutputError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
         _check_config(folder, config)
         write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any]:

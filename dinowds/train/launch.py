@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dinowds.errors import ConfigError, DinowdsError, StoppedBySignal, TrainingError
-from dinowds.processes import end_with_parent
+from dinowds.processes import end_with_parent, shielded_from_signals
 from dinowds.world import available_cores
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -34,9 +34,8 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
     if num_processes < 1:
         raise ConfigError(f"--nproc is {num_processes}, expected at least 1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
-    # The launcher logs a page about a failed rank; the rank's own line, raised below, says what matters.
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # The launcher logs a page about a failed or stopped rank; the line that is raised below says what matters.
+    logging.disable(logging.ERROR)
     # The signals that the launcher passes on, and after which it waits for the ranks to save. An environment variable
     # until torch 2.9, which later versions set from their configuration.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
@@ -47,12 +46,15 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
         nproc_per_node=num_processes,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",  # the host's own name need not resolve
         max_restarts=0,
         monitor_interval=0.2,
         start_method="spawn",
         **later,
     )
+    with shielded_from_signals():
+        pass  # starts multiprocessing's tracker, which the ranks share; they themselves are to see signals
     try:
         elastic_launch(settings, run_as_rank)(function, arguments)
     except SignalException as stop:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -22,18 +20,26 @@ from dinowds.data.plan import Order, choose_partitions, steps_per_epoch
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train import dist
-from dinowds.train.checkpoint import FORMAT_VERSION, State, checkpoint_path, load_latest, save_checkpoint
-from dinowds.train.devices import autocast_dtype, choose_device, choose_num_workers, largest_divisor
+from dinowds.train.checkpoint import (
+    FORMAT_VERSION,
+    State,
+    checkpoint_path,
+    find_latest,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dinowds.train.devices import choose_device, choose_num_workers, micro_batch_size, resolve_precision
 from dinowds.train.folder import CHECKPOINTS_NAME, own_folder
 from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
 from dinowds.train.optim import build_optimizer
 from dinowds.train.recorder import Recorder
 from dinowds.train.schedule import values_at
+from dinowds.train.signals import StopRequest, stop_signals
 from dinowds.train.step import Learner, StepSettings, train_step
 from dinowds.world import World
 
 Evaluate = Callable[[int, DinoModel, DinoModel], dict[str, float]]
-"""(steps done, student, teacher) → figures for metrics.jsonl; {} for a step without any. Called on rank 0."""
+"""(steps done, student, teacher) → figures for metrics.jsonl; {} for a step without any. For runs of one process."""
 
 
 @dataclass(frozen=True)
@@ -59,49 +65,32 @@ def train(
         DinowdsError: bad input, in one line.
     """
     world = World.from_environment()
+    if evaluate and world.size > 1:
+        raise ConfigError("an evaluation during training needs one process: the others would wait for it")
     dataset = Dataset.open(data)
     if dataset.manifest.kind != "image":
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
     device = choose_device(world)
-    watcher: Observer = SilentObserver()
+    config = resolve(config, len(dataset), device)
     with ExitStack() as stack:
-        if world.rank == 0:
-            stack.enter_context(own_folder(out, config))
-            watcher = LogObserver(out, observer or watcher)
         stack.enter_context(dist.process_group(world, device))
-        stop = stack.enter_context(_stop_signals())
+        dist.on_rank_0(lambda: stack.enter_context(own_folder(out, config)))
+        watcher: Observer = LogObserver(out, observer or SilentObserver()) if world.rank == 0 else SilentObserver()
+        stop = stack.enter_context(stop_signals())
         run = _Run(dataset, out, config, world, device, watcher)
         run.restore()
         return run.execute(stop, evaluate)
 
 
-class StopRequest:
-    """Set by a signal."""
-
-    name: str | None = None
-    asked_at: float = 0.0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM or SIGUSR1 into a request; another SIGINT, a second or more later, interrupts at once.
-
-    (A terminal's Ctrl-C reaches a rank twice: by itself and passed on by the launcher.)
-    """
-    request = StopRequest()
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if request.name is None:
-            request.name, request.asked_at = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - request.asked_at > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def resolve(config: PatchConfig, num_samples: int, device: torch.device) -> PatchConfig:
+    """Put the values that are chosen here in the place of null and auto, so that `config.yaml` says what was done."""
+    data, batch_size = config.data, config.train.batch_size
+    partitions = data.partitions or choose_partitions(num_samples, batch_size, data.chunk_size, data.window_chunks)
+    return replace(
+        config,
+        data=replace(data, partitions=partitions),
+        speed=replace(config.speed, precision=resolve_precision(config.speed.precision, device)),
+    )
 
 
 class _Run:
@@ -112,7 +101,12 @@ class _Run:
         self.observer = observer
         self.step = 0
         self.recipe = patch_recipe(config.crops)
-        self.order = build_order(config, len(dataset))
+        self.num_bad = 0
+        data = config.data
+        assert data.partitions is not None
+        self.order = Order(
+            config.train.batch_size, config.train.seed, data.chunk_size, data.window_chunks, data.partitions
+        )
         self.steps_per_epoch = steps_per_epoch(len(dataset), self.order.batch_size)
         self.num_steps = config.optim.epochs * self.steps_per_epoch
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
@@ -120,21 +114,22 @@ class _Run:
         self.learner = _build_learner(config, device)
 
     def restore(self) -> None:
-        """Load the newest checkpoint, if there is one."""
-        found = load_latest(self.out / CHECKPOINTS_NAME, self.observer.message)
-        if found is None:
+        """Load the newest checkpoint, if there is one. Rank 0 chooses it, so that all ranks start from the same."""
+        path = dist.on_rank_0(lambda: find_latest(self.out / CHECKPOINTS_NAME, self.observer.message))
+        if path is None:
             return
-        if found.state["dataset"] != self.dataset.manifest.samples_sha256:
-            raise CheckpointError(f"{found.path}: was trained on another dataset than {self.dataset.folder}")
+        state = load_checkpoint(path)
+        if state["dataset"] != self.dataset.manifest.samples_sha256:
+            raise CheckpointError(f"{path}: was trained on another dataset than {self.dataset.folder}")
         try:
-            self.learner.student.load_state_dict(found.state["student"])
-            self.learner.teacher.load_state_dict(found.state["teacher"])
-            self.learner.optimizer.load_state_dict(found.state["optimizer"])
-            self.learner.centre.copy_(found.state["dino_loss"]["center"][0])
-            self.step = int(found.state["step"])
+            self.learner.student.load_state_dict(state["student"])
+            self.learner.teacher.load_state_dict(state["teacher"])
+            self.learner.optimizer.load_state_dict(state["optimizer"])
+            self.learner.centre.copy_(state["dino_loss"]["center"][0])
+            self.step, self.num_bad = int(state["step"]), int(state["bad_samples"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{found.path}: does not fit this model ({error})") from None
-        self.observer.message(f"going on after step {self.step} ({found.path})")
+            raise CheckpointError(f"{path}: does not fit this model ({type(error).__name__})") from None
+        self.observer.message(f"going on after step {self.step} ({path})")
 
     def execute(self, stop: StopRequest, evaluate: Evaluate | None) -> Outcome:
         """All steps that are left."""
@@ -144,9 +139,12 @@ class _Run:
         self.observer.message(self._summary())
         journal = Journal(self.out, self.step) if self.world.rank == 0 else None
         dist.barrier()  # the journal takes back what a killed run wrote too much, before anyone writes more
-        recorder = Recorder(self.out, self.config, self.steps_per_epoch, self.end_step, journal, self.observer)
+        recorder = Recorder(
+            self.out, self.config, self.steps_per_epoch, self.end_step, journal, self.observer, self.num_bad
+        )
         try:
-            self._steps(stop, evaluate, recorder)
+            with closing(self._batches()) as batches:
+                self._steps(batches, stop, evaluate, recorder)
         finally:
             if journal:
                 journal.close()
@@ -173,8 +171,9 @@ class _Run:
         path = checkpoint_path(self.out / CHECKPOINTS_NAME, self.step)
         return Outcome(self.step, path, self.learner.teacher, self.learner.student)
 
-    def _steps(self, stop: StopRequest, evaluate: Evaluate | None, recorder: Recorder) -> None:
-        batches = self._batches()
+    def _steps(
+        self, batches: Iterator[Batch], stop: StopRequest, evaluate: Evaluate | None, recorder: Recorder
+    ) -> None:
         while self.step < self.end_step and not recorder.stopping:
             asked_at = time.perf_counter()
             batch: Batch = next(batches)
@@ -182,16 +181,19 @@ class _Run:
             if batch.step != self.step:
                 raise TrainingError(f"the loader gave step {batch.step}, expected {self.step}: please report this")
             values = values_at(self.config, self.steps_per_epoch, self.step)
-            metrics = train_step(self.learner, self.settings, batch.views, self.step, values, stop.name is not None)
+            metrics = train_step(
+                self.learner, self.settings, batch.views, self.step, values, len(batch.bad), stop.name is not None
+            )
             self.step += 1
             recorder.record(self.step, metrics, values, batch, waited)
-            if evaluate and self.world.rank == 0:
+            if evaluate:
                 recorder.write(self.step, evaluate(self.step, self.learner.student, self.learner.teacher))
             if self._due() or self.step == self.end_step or recorder.stopping:
                 recorder.flush()
-                self._save()
+                self.num_bad = recorder.num_bad
+                dist.on_rank_0(self._save)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         speed, data = self.config.speed, self.config.data
         source = PlanSource(self.dataset, self.order, self.world, self.step, self.end_step, data.verify_digests)
         crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch)
@@ -204,14 +206,13 @@ class _Run:
         return (inside == 0 and epochs % self.config.train.save_every == 0) or (every > 0 and self.step % every == 0)
 
     def _save(self) -> None:
-        if self.world.rank == 0:
-            try:
-                save_checkpoint(self.out / CHECKPOINTS_NAME, self._state(), self.config.train.keep_checkpoints)
-            except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-                raise OutputError(
-                    f"{self.out / CHECKPOINTS_NAME}: checkpoint of step {self.step} cannot be written "
-                    f"({str(error).splitlines()[0]}); free space there and run the same command again"
-                ) from None
+        try:
+            save_checkpoint(self.out / CHECKPOINTS_NAME, self._state(), self.config.train.keep_checkpoints)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+            raise OutputError(
+                f"{self.out / CHECKPOINTS_NAME}: checkpoint of step {self.step} cannot be written "
+                f"({str(error).splitlines()[0]}); free space there and run the same command again"
+            ) from None
 
     def _state(self) -> State:
         learner = self.learner
@@ -223,16 +224,10 @@ class _Run:
             "dino_loss": {"center": learner.centre[None]},
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
+            "bad_samples": self.num_bad,
             "config": to_dict(self.config),
             "dataset": self.dataset.manifest.samples_sha256,
         }
-
-
-def build_order(config: PatchConfig, num_samples: int) -> Order:
-    """The order's settings; `data.partitions` chosen where it is null."""
-    data, batch_size = config.data, config.train.batch_size
-    partitions = data.partitions or choose_partitions(num_samples, batch_size, data.chunk_size, data.window_chunks)
-    return Order(batch_size, config.train.seed, data.chunk_size, data.window_chunks, partitions)
 
 
 def _step_settings(config: PatchConfig, world: World, device: torch.device) -> StepSettings:
@@ -241,8 +236,8 @@ def _step_settings(config: PatchConfig, world: World, device: torch.device) -> S
         raise ConfigError(f"train.batch_size is {batch_size}, expected a multiple of the {world.size} processes")
     return StepSettings(
         device=device,
-        autocast_dtype=autocast_dtype(config.speed.precision, device),
-        micro_batch=largest_divisor(batch_size // world.size, config.train.batch_size_per_gpu),
+        autocast_dtype=torch.bfloat16 if config.speed.precision == "bf16" else None,
+        micro_batch=micro_batch_size(batch_size // world.size, config.train.max_batch_per_device),
         global_batch=batch_size,
         clip_grad=config.optim.clip_grad,
         seed=config.train.seed,

@@ -120,8 +120,9 @@ def last_figure(path: Path, name: str) -> float:
 
 
 def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Append JSON lines."""
-    append_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+    """Append JSON lines, if there are any."""
+    if text := "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries):
+        append_text(path, text)
 
 
 def append_text(path: Path, text: str) -> None:

@@ -28,8 +28,9 @@ class Recorder:
         end_step: int,
         journal: Journal | None,
         observer: Observer,
+        num_bad: int,
     ) -> None:
-        """`journal`: None on ranks other than 0."""
+        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start."""
         self.stopping = False
         """Some rank was asked to stop; all ranks know it after the same step."""
         self._out, self._config, self._journal, self._observer = out, config, journal, observer
@@ -37,17 +38,21 @@ class Recorder:
         self._stopwatch = Stopwatch()
         self._late: tuple[int, _LateNumbers, StepValues] | None = None
         self._newest: dict[str, float] = {}
-        self._num_bad = 0
+        self.num_bad = num_bad
+        """Samples replaced so far, on all ranks."""
 
     def record(self, step: int, metrics: Tensor, values: StepValues, batch: Batch, waited: float) -> None:
         """Take the metrics of the step just launched, the `step`-th from 1; read those of the one before.
 
+        `waited`: seconds from asking for the batch until it was there; they count if the device had run out of work.
+
         Raises:
-            TrainingError: a loss that is not finite, or too many bad samples.
+            TrainingError: a loss that is not finite, or too many bad samples; on all ranks after the same step.
         """
+        device_was_idle = self._late is None or self._late[1].have_arrived()
+        self._stopwatch.add(waited if device_was_idle else 0.0, self._config.train.batch_size)
         before, self._late = self._late, (step, _LateNumbers(metrics), values)
-        self._stopwatch.add(waited, self._config.train.batch_size)
-        self._bad_samples(batch)
+        append_lines(self._out / BAD_SAMPLES_NAME, [{"step": step, **describe(bad)} for bad in batch.bad])
         if before:
             self._read(*before)
         self._report(step)
@@ -67,6 +72,12 @@ class Recorder:
     def _read(self, step: int, metrics: _LateNumbers, values: StepValues) -> None:
         numbers = dict(zip(METRICS, metrics.read(), strict=True))
         self.stopping |= numbers["stop"] > 0
+        self.num_bad += round(numbers["bad_samples"])
+        if self.num_bad > (budget := self._config.data.max_bad_samples):
+            raise TrainingError(
+                f"{self._out / BAD_SAMPLES_NAME}: {self.num_bad} samples could not be read, data.max_bad_samples is "
+                f"{budget}; check the dataset with 'dinowds inspect --verify', or raise it"
+            )
         if not math.isfinite(numbers["loss"]):
             raise TrainingError(
                 f"loss is {numbers['loss']} at step {step}; start again in another --out with "
@@ -83,7 +94,7 @@ class Recorder:
                 "teacher_temperature": values.teacher_temperature,
                 "epoch": (step - 1) / self._steps_per_epoch,
                 **self._stopwatch.read(),
-                "bad_samples": self._num_bad,
+                "bad_samples": self.num_bad,
             }
             self.write(step, line)
 
@@ -91,18 +102,6 @@ class Recorder:
         epoch = (step - 1) // self._steps_per_epoch + 1
         epochs = self._config.optim.epochs
         self._observer.progress(Progress(step, self._end_step, epoch, epochs, self._newest))
-
-    def _bad_samples(self, batch: Batch) -> None:
-        if not batch.bad:
-            return
-        append_lines(self._out / BAD_SAMPLES_NAME, [{"step": batch.step + 1, **describe(bad)} for bad in batch.bad])
-        self._num_bad += len(batch.bad)
-        if self._num_bad > (budget := self._config.data.max_bad_samples):
-            worst = batch.bad[-1]
-            raise TrainingError(
-                f"{worst.url}: {worst.key}: more than {budget} unreadable samples ({worst.reason}); see "
-                f"{self._out / BAD_SAMPLES_NAME}, run 'dinowds inspect --verify', or raise data.max_bad_samples"
-            )
 
 
 class _LateNumbers:
@@ -114,6 +113,10 @@ class _LateNumbers:
             self._numbers = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
+
+    def have_arrived(self) -> bool:
+        """Whether the device is done with their step. Asked after the wait for the next batch."""
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
 
     def read(self) -> list[float]:
         """Waits for the step that they are of, and for none after it."""

@@ -23,8 +23,9 @@ Views = Mapping[str, Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-METRICS = ("loss", "teacher_entropy", "stop")
-"""What a step returns: means over the global batch; of `stop`, the number of ranks that were asked to stop."""
+METRICS = ("loss", "teacher_entropy", "bad_samples", "stop")
+"""What a step returns: means over the global batch, then counts over all ranks: samples of the batch that had to be
+replaced, and ranks that were asked to stop."""
 
 
 @dataclass
@@ -47,17 +48,17 @@ class StepSettings:
     device: torch.device
     autocast_dtype: torch.dtype | None
     micro_batch: int
-    """Images of this rank that go through the model at once; divides its share of the batch."""
+    """Images of this rank that go through the model at once; the last part of its share may be smaller."""
     global_batch: int
     clip_grad: float
     seed: int
     rank: int
 
 
-def normalise(views: Tensor, device: torch.device) -> Tensor:
+def normalise(views: Tensor) -> Tensor:
     """uint8 [V, B, S, S, 3] → float32 [V · B, 3, S, S] (channels last in memory), ImageNet's mean 0 and deviation 1."""
-    mean, std = _mean_and_std(device)
-    return views.to(device, non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+    mean, std = _mean_and_std(views.device)
+    return views.flatten(0, 1).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
 
 
 @functools.cache
@@ -68,48 +69,58 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def train_step(
-    learner: Learner, settings: StepSettings, views: Views, step: int, values: StepValues, stop: bool = False
+    learner: Learner,
+    settings: StepSettings,
+    views: Views,
+    step: int,
+    values: StepValues,
+    num_bad: int = 0,
+    stop: bool = False,
 ) -> Tensor:
     """One update from this rank's share of global batch `step`. Returns the numbers named in `METRICS`, on the device.
 
     The batch is accumulated in micro-batches; gradients, centre and metrics are those of the whole global batch. Random
     numbers of the step (dropped paths) come from (seed, step, rank), so they need no saved state.
+
+    Args:
+        num_bad: this rank's replaced samples.
+        stop: this rank was asked to stop.
     """
     _seed_step(settings, step)
     set_rates(learner.optimizer, values.lr, values.weight_decay)
     learner.optimizer.zero_grad(set_to_none=True)
-    sums = _backward(learner, settings, views, values)
-    sums[-1] = float(stop)
+    # One transfer of contiguous pinned memory; slices of it would be copied through pageable memory.
+    on_device = {name: group.to(settings.device, non_blocking=True) for name, group in views.items()}
+    sums = _backward(learner, settings, on_device, values)
+    sums[-2], sums[-1] = num_bad, int(stop)
     dist.all_reduce_sum(sums)
     _update(learner, settings, values)
     num_views = next(iter(views.values())).shape[0]
     learner.centre.copy_(next_centre(learner.centre, sums[: -len(METRICS)] / (settings.global_batch * num_views)))
     metrics = sums[-len(METRICS) :].clone()
-    metrics[:-1] /= settings.global_batch
+    metrics[:2] /= settings.global_batch
     return metrics
 
 
 def _backward(learner: Learner, settings: StepSettings, views: Views, values: StepValues) -> Tensor:
-    """Accumulate gradients; return [Σ teacher logits (K), Σ loss, Σ entropy, 0], sums over this rank's images."""
+    """Accumulate gradients; return [Σ teacher logits (K), Σ loss, Σ entropy, 0, 0], sums over this rank's images."""
     rank_batch = next(iter(views.values())).shape[1]
     starts = range(0, rank_batch, settings.micro_batch)
     sums = torch.zeros(len(learner.centre) + len(METRICS), device=settings.device)
     for start in starts:
-        part = {name: group[:, start : start + settings.micro_batch] for name, group in views.items()}
-        last = start == starts[-1]
-        with _synchronised(learner.replicated, last), _autocast(settings):
-            groups = [normalise(group, settings.device) for group in part.values()]
-            num_teacher_views = next(iter(part.values())).shape[0]
+        part = [group[:, start : start + settings.micro_batch] for group in views.values()]
+        num_teacher_views, size = part[0].shape[:2]
+        with _synchronised(learner.replicated, last=start == starts[-1]), _autocast(settings):
+            groups = [normalise(group) for group in part]
             with torch.no_grad():
-                teacher_logits = learner.teacher(groups[:1]).float()
-            student_logits = learner.replicated(groups)
+                teacher_logits = learner.teacher(groups[:1]).float().unflatten(0, (num_teacher_views, size))
+            student_logits = learner.replicated(groups).unflatten(0, (-1, size))
             with torch.autocast(settings.device.type, enabled=False):
-                teacher_logits = teacher_logits.unflatten(0, (num_teacher_views, -1))
                 targets = teacher_targets(teacher_logits, learner.centre, values.teacher_temperature)
-                loss = dino_loss(student_logits.unflatten(0, (-1, settings.micro_batch)), targets)
-                (loss / len(starts)).backward()  # type: ignore[no-untyped-call]
+                loss = dino_loss(student_logits, targets)
+                (loss * (size / rank_batch)).backward()  # type: ignore[no-untyped-call]
         sums[: -len(METRICS)] += teacher_logits.sum((0, 1))
-        sums[-len(METRICS) : -1] += torch.stack([loss.detach(), mean_entropy(targets)]) * settings.micro_batch
+        sums[-len(METRICS) : -2] += torch.stack([loss.detach(), mean_entropy(targets)]) * size
     return sums
 
 

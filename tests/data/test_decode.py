@@ -93,3 +93,11 @@ def test_decode__bomb_is_refused_before_it_is_unpacked() -> None:
     )
     with pytest.raises(SampleError, match="50000"):
         decode_image(bomb)
+
+
+def test_decode__huge_jpeg_is_refused_before_it_is_unpacked() -> None:
+    payload = bytearray(encode(Image.fromarray(SMOOTH), "JPEG"))
+    frame = payload.index(b"\xff\xc0")
+    payload[frame + 5 : frame + 9] = b"\x7f\xff\x7f\xff"
+    with pytest.raises(SampleError, match="32767×32767 px, expected at most"):
+        decode_image(bytes(payload))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dinowds.errors import ConfigError
-from dinowds.train.devices import largest_divisor
-from dinowds.world import World
-from tests.support import TINY_RUN, dinowds_command, run_dinowds
+from dinowds.train.checkpoint import load_checkpoint
+from dinowds.train.devices import micro_batch_size
+from dinowds.world import World, first_host, rendezvous
+from tests.support import TINY_RUN, dinowds_command, run_dinowds, wait_until_gone
 
 ARGUMENTS = [*TINY_RUN, "student.drop_path_rate=0"]
 
@@ -31,8 +33,9 @@ def single(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_train__two_processes_agree_with_one(single: Path, dataset_path: Path, tmp_path: Path) -> None:
+    """Each accumulates its share in three parts: gradients are averaged once, over the whole batch."""
     arguments = ["train", "patch", "--data", dataset_path, "--out", tmp_path / "run", "--nproc", 2, *ARGUMENTS]
-    result = run_dinowds(*arguments)
+    result = run_dinowds(*arguments, "train.max_batch_per_device=2")
     assert result.returncode == 0, result.stderr
     assert "2 processes" in result.stderr
     assert len(losses(single)) == 20
@@ -49,7 +52,10 @@ def test_train__one_process_goes_on_where_two_stopped(single: Path, dataset_path
 
 def test_train__torchrun_s_own_variables_make_ranks(single: Path, dataset_path: Path, tmp_path: Path) -> None:
     command = dinowds_command("train", "patch", "--data", dataset_path, "--out", tmp_path / "run", *ARGUMENTS)
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
@@ -81,21 +87,35 @@ def test_train__failing_rank_ends_all_with_one_line(
     assert result.stderr.count("\n") == 1, result.stderr
 
 
-def test_train__ctrl_c_on_two_processes_saves_and_exits_75(dataset_path: Path, tmp_path: Path) -> None:
-    arguments = ["train", "patch", "--data", dataset_path, "--out", tmp_path / "run", "--nproc", 2, *ARGUMENTS]
-    command = dinowds_command(*arguments, "optim.epochs=2000", "optim.max_steps=null", "data.chunk_size=8")
+@pytest.mark.parametrize(
+    ("number", "extra"),
+    [
+        (signal.SIGINT, ["--nproc", 2, "speed.num_workers=1"]),
+        (signal.SIGTERM, ["speed.num_workers=1"]),
+        (signal.SIGUSR1, ["--nproc", 2, "speed.num_workers=1"]),
+    ],
+)
+def test_train__signal_to_all_processes_saves_and_exits_75(
+    dataset_path: Path, tmp_path: Path, number: signal.Signals, extra: list[object]
+) -> None:
+    """As a terminal's Ctrl-C and a batch system's time limit reach every process: launcher, ranks, loaders."""
+    run = tmp_path / "run"
+    arguments = ["train", "patch", "--data", dataset_path, "--out", run, *ARGUMENTS, "train.save_every_steps=0"]
+    command = dinowds_command(*arguments, *extra, "optim.epochs=2000", "optim.max_steps=null")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr
-        first = process.stderr.readline()
-        assert "training vit_tiny" in first
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.stat().st_size):
+        assert "training vit_tiny" in process.stderr.readline()
+        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
             assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, number)
         rest = process.stderr.read()
     assert process.returncode == 75, rest
+    assert f"stopped by {number.name}" in rest
     assert "run the same command again to go on" in rest
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    assert "Traceback" not in rest
+    (checkpoint,) = (run / "checkpoints").iterdir()  # the one of the signal, and nothing half-written
+    assert load_checkpoint(checkpoint)["step"] > 0
+    wait_until_gone(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -103,16 +123,10 @@ def test_train__ctrl_c_on_two_processes_saves_and_exits_75(dataset_path: Path, t
     [
         ({}, World()),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, World(3, 8, 1, 2)),
-        (
-            {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
-            World(5, 8, 1, 2),
-        ),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, World(5, 8, 1, 1)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, World()),  # a batch script, not a step
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World()),
-        (
-            {"RANK": "0", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"},
-            World(0, 2, 0, 1),
-        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, World(0, 2)),
     ],
 )
 def test_world__from_environment(environment: dict[str, str], world: World) -> None:
@@ -124,6 +138,32 @@ def test_world__rank_outside() -> None:
         World.from_environment({"RANK": "2", "WORLD_SIZE": "2"})
 
 
-@pytest.mark.parametrize(("number", "limit", "divisor"), [(256, 128, 128), (96, 40, 32), (7, 5, 1), (12, 100, 12)])
-def test_largest_divisor(number: int, limit: int, divisor: int) -> None:
-    assert largest_divisor(number, limit) == divisor
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[07-09,12],x1", "gpu07"),
+        ("a,gpu[1-2]", "a"),
+        ("r[1,3]n", "r1n"),
+        ("c[5]", "c5"),
+    ],
+)
+def test_first_host(hosts: str, first: str) -> None:
+    assert first_host(hosts) == first
+
+
+def test_rendezvous__master_variables_then_slurm() -> None:
+    slurm = {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_JOB_ID": "1020007"}
+    assert rendezvous(slurm) == ("gpu3", 20007)
+    assert rendezvous({**slurm, "MASTER_ADDR": "h", "MASTER_PORT": "5"}) == ("h", 5)
+    with pytest.raises(ConfigError, match="MASTER_ADDR and MASTER_PORT are not set"):
+        rendezvous({"MASTER_ADDR": "h"})
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "size"), [(256, 128, 128), (251, 128, 126), (96, 40, 32), (7, 5, 4), (12, 100, 12)]
+)
+def test_micro_batch_size__fewest_parts_nearly_equal(share: int, limit: int, size: int) -> None:
+    assert micro_batch_size(share, limit) == size
+    assert -(-share // size) == -(-share // limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,15 @@ import pytest
 import torch
 
 from dinowds.config import load_config
-from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal
+from dinowds.data.dataset import Dataset
+from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel
-from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
+from dinowds.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from dinowds.train.loop import Evaluate, train
 from dinowds.train.monitor import Progress
 from tests.support import TINY_RUN, make_dataset, wait_until_gone
 
-DROPPING = (*TINY_RUN, "student.drop_path_rate=0.3", "train.batch_size_per_gpu=4")
+DROPPING = (*TINY_RUN, "student.drop_path_rate=0.3", "train.max_batch_per_device=4")
 CONFIG = load_config(None, TINY_RUN)
 WITH_PATHS_DROPPED = load_config(None, DROPPING)
 
@@ -126,6 +128,7 @@ def test_train__damaged_newest_checkpoint_is_passed_over(dataset_path: Path, und
     train(dataset_path, tmp_path / "run", WITH_PATHS_DROPPED, listener)
     assert "step-00000009.pt: damaged checkpoint" in listener.messages[0]
     assert "going on after step 8" in " ".join(listener.messages)
+    assert newest.with_name(newest.name + ".damaged").exists()
     assert_same_state(final_state(tmp_path / "run")["teacher"], final_state(undisturbed)["teacher"])
 
 
@@ -187,3 +190,38 @@ def test_train__second_run_in_the_same_folder_is_refused(dataset_path: Path, tmp
 
     evaluate: Evaluate = again
     train(dataset_path, tmp_path / "run", load_config(None, [*TINY_RUN, "optim.max_steps=2"]), evaluate=evaluate)
+
+
+def test_save__prunes_older_ones_only(tmp_path: Path) -> None:
+    for step in (4, 8, 12, 30):
+        save_checkpoint(tmp_path, {"format_version": 1, "step": step}, keep=10)
+    save_checkpoint(tmp_path, {"format_version": 1, "step": 16}, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000030.pt", "step-00000016.pt"]
+
+
+def test_train__bad_samples_are_counted_over_restarts_and_end_the_run(dataset_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_path, tmp_path / "damaged")
+    dataset = Dataset.open(tmp_path / "damaged")
+    for sample in range(0, 90, 9):
+        row = dataset[sample]
+        with open(dataset.shard_path(row.shard), "r+b") as shard:
+            shard.seek(row.offset)
+            shard.write(bytes(row.size))
+    few = [*TINY_RUN, "data.max_bad_samples=12"]
+    train(tmp_path / "damaged", tmp_path / "run", load_config(None, [*few, "optim.max_steps=5"]))
+    first = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    assert 0 < len(first) <= 12
+    with pytest.raises(TrainingError, match=r"bad_samples\.jsonl: 1[3-9] samples could not be read, .* is 12"):
+        train(tmp_path / "damaged", tmp_path / "run", load_config(None, few))
+    entry = json.loads(first[0])
+    assert {"step", "epoch", "key", "url", "reason", "replaced_by"} == entry.keys()
+    assert (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()[: len(first)] == first
+
+
+def test_train__evaluation_needs_one_process(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="needs one process"):
+        train(dataset_path, tmp_path / "run", CONFIG, evaluate=lambda *_: {})

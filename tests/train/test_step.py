@@ -95,7 +95,7 @@ def test_train_step__equals_the_textbook() -> None:
     torch.testing.assert_close(learner.centre, plain.centre)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_train_step__accumulated_equals_the_large_batch(micro_batch: int) -> None:
     whole, parts = make_learner(), make_learner()
     for step in range(3):
@@ -126,15 +126,15 @@ def test_train_step__same_step_same_dropped_paths_whatever_came_before() -> None
     assert all(torch.equal(p, q) for p, q in zip(first.student.parameters(), second.student.parameters(), strict=True))
 
 
-def test_train_step__stop_request_is_counted() -> None:
+def test_train_step__stop_request_and_bad_samples_are_counted() -> None:
     learner = make_learner()
-    assert train_step(learner, settings(), make_views(), 0, VALUES)[-1] == 0
-    assert train_step(learner, settings(), make_views(), 1, VALUES, stop=True)[-1] == 1
+    assert train_step(learner, settings(), make_views(), 0, VALUES)[-2:].tolist() == [0, 0]
+    assert train_step(learner, settings(), make_views(), 1, VALUES, num_bad=3, stop=True)[-2:].tolist() == [3, 1]
 
 
 def test_normalise__views_are_flattened_view_by_view() -> None:
     views = make_views()["local"]
-    pixels = normalise(views, CPU)
+    pixels = normalise(views)
     assert pixels.shape == (3 * BATCH, 3, 8, 8)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     expected = (views[2, 1, 4, 5].float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
@@ -145,7 +145,7 @@ def test_normalise__views_are_flattened_view_by_view() -> None:
 
 def test_model__concatenates_groups_in_order() -> None:
     learner = make_learner()
-    groups = [normalise(views, CPU) for views in make_views().values()]
+    groups = [normalise(views) for views in make_views().values()]
     model: DinoModel = learner.student
     with torch.no_grad():
         together = model(groups)
