@@ -33,7 +33,7 @@ def _wait_and_exit() -> None:
 def shielded_from_signals() -> Iterator[None]:
     """Processes that are started meanwhile never see `STOP_SIGNALS`.
 
-    A batch system sends those to every process of a job; without its helpers the main process could not finish its step.
+    A batch system sends those to every process of a job; without helpers the main process could not finish its step.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -1,0 +1,89 @@
+"""The demo's parts, and the whole of it in a few steps."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinowds.demo import (
+    COHORTS,
+    PATCH_SIZE,
+    TEST_PATCHES,
+    TRAIN_PATCHES,
+    photo_folder,
+    photo_names,
+    standardise,
+    write_cohorts,
+)
+from tests.support import run_dinowds
+
+
+def members(path: Path) -> dict[str, list[tuple[int, int]]]:
+    """Photograph → left and top of its patches."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    with tarfile.open(path) as tar:
+        for name in tar.getnames():
+            photo, _, rest = name.partition("/")
+            x, y = rest.removesuffix(".png").split("_")
+            places.setdefault(photo, []).append((int(x), int(y)))
+    return places
+
+
+def test_write_cohorts__train_and_test_patches_share_no_pixel(tmp_path: Path) -> None:
+    train = write_cohorts(tmp_path / "train", "train")
+    test = write_cohorts(tmp_path / "test", "test")
+    assert [path.name for path in train] == [path.name for path in test] == [f"{name}.tar" for name in COHORTS]
+    for train_path, test_path, names in zip(train, test, COHORTS.values(), strict=True):
+        seen, held_out = members(train_path), members(test_path)
+        assert sorted(seen) == sorted(held_out) == sorted(Path(name).stem for name in names)
+        for name in names:
+            photo = Path(name).stem
+            assert max(x for x, _ in seen[photo]) + PATCH_SIZE <= min(x for x, _ in held_out[photo])
+            with Image.open(photo_folder() / name) as image:
+                assert max(x for x, _ in held_out[photo]) + PATCH_SIZE <= image.width
+            assert 0.9 * TRAIN_PATCHES < len(seen[photo]) <= TRAIN_PATCHES
+            assert 0.9 * TEST_PATCHES < len(held_out[photo]) <= TEST_PATCHES
+
+
+def test_write_cohorts__same_bytes_each_time(tmp_path: Path) -> None:
+    first, second = (write_cohorts(tmp_path / name, "test") for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(30, 5), (200, 20), (128, 70)])
+def test_standardise__equal_mean_and_contrast(mean: float, spread: float) -> None:
+    patch = np.random.default_rng(0).normal(mean, spread, (64, 64)).astype(np.float32)
+    grey = standardise(patch)
+    assert grey.mean() == pytest.approx(128, abs=2)
+    assert grey.std() == pytest.approx(48, abs=3)
+
+
+def test_standardise__flat_patch_is_grey() -> None:
+    assert (standardise(np.full((8, 8), 77, np.float32)) == 128).all()
+
+
+def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
+    arguments = [
+        "demo",
+        "--out",
+        tmp_path / "demo",
+        "--json",
+        "optim.max_steps=2",
+        "student.depth=1",
+        "speed.num_workers=0",
+    ]
+    first = run_dinowds(*arguments)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert result["accuracies"].keys() == {"raw pixels", "untrained ViT", "student", "teacher"}
+    assert all(1 / 32 < accuracy < 1 for accuracy in result["accuracies"].values())
+    assert result["num_classes"] == len(photo_names()) == 16
+    assert result["steps"] == 2
+    again = run_dinowds(*arguments)
+    assert json.loads(again.stdout) == result
+    assert "nothing left to do" in again.stderr
