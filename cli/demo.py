@@ -51,7 +51,7 @@ def _print_result(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Which of {result.num_classes} photographs is a patch from? (20-NN on held-out halves)")
+    table = Table(title=f"Which of {result.num_classes} photographs is it? 20-NN, held-out halves")
     table.add_column("features")
     table.add_column("accuracy", justify="right")
     table.add_column("", min_width=32)
