@@ -72,13 +72,14 @@ def train(
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
     device = choose_device(world)
     config = resolve(config, len(dataset), device)
+    run = _Run(dataset, out, config, world, device)
     with ExitStack() as stack:
         stack.enter_context(dist.process_group(world, device))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, config)))
-        watcher: Observer = LogObserver(out, observer or SilentObserver()) if world.rank == 0 else SilentObserver()
+        if world.rank == 0:
+            run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
-        run = _Run(dataset, out, config, world, device, watcher)
-        run.restore()
+        run.start()
         return run.execute(stop, evaluate)
 
 
@@ -94,14 +95,14 @@ def resolve(config: PatchConfig, num_samples: int, device: torch.device) -> Patc
 
 
 class _Run:
-    def __init__(
-        self, dataset: Dataset, out: Path, config: PatchConfig, world: World, device: torch.device, observer: Observer
-    ) -> None:
+    observer: Observer = SilentObserver()
+    learner: Learner
+
+    def __init__(self, dataset: Dataset, out: Path, config: PatchConfig, world: World, device: torch.device) -> None:
+        """Decides everything that follows from the arguments; nothing is written and no rank is asked."""
         self.dataset, self.out, self.config, self.world, self.device = dataset, out, config, world, device
-        self.observer = observer
-        self.step = 0
+        self.step, self.num_bad = 0, 0
         self.recipe = patch_recipe(config.crops)
-        self.num_bad = 0
         data = config.data
         assert data.partitions is not None
         self.order = Order(
@@ -111,10 +112,10 @@ class _Run:
         self.num_steps = config.optim.epochs * self.steps_per_epoch
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
         self.settings = _step_settings(config, world, device)
-        self.learner = _build_learner(config, device)
 
-    def restore(self) -> None:
-        """Load the newest checkpoint, if there is one. Rank 0 chooses it, so that all ranks start from the same."""
+    def start(self) -> None:
+        """Build the models and load the newest checkpoint, if there is one. Rank 0 chooses it for all ranks."""
+        self.learner = _build_learner(self.config, self.device)
         path = dist.on_rank_0(lambda: find_latest(self.out / CHECKPOINTS_NAME, self.observer.message))
         if path is None:
             return

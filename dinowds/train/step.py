@@ -110,15 +110,15 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
     for start in starts:
         part = [group[:, start : start + settings.micro_batch] for group in views.values()]
         num_teacher_views, size = part[0].shape[:2]
-        with _synchronised(learner.replicated, last=start == starts[-1]), _autocast(settings):
-            groups = [normalise(group) for group in part]
-            with torch.no_grad():
-                teacher_logits = learner.teacher(groups[:1]).float().unflatten(0, (num_teacher_views, size))
-            student_logits = learner.replicated(groups).unflatten(0, (-1, size))
-            with torch.autocast(settings.device.type, enabled=False):
-                targets = teacher_targets(teacher_logits, learner.centre, values.teacher_temperature)
-                loss = dino_loss(student_logits, targets)
-                (loss * (size / rank_batch)).backward()  # type: ignore[no-untyped-call]
+        with _synchronised(learner.replicated, last=start == starts[-1]):
+            with _autocast(settings):
+                groups = [normalise(group) for group in part]
+                with torch.no_grad():
+                    teacher_logits = learner.teacher(groups[:1]).float().unflatten(0, (num_teacher_views, size))
+                student_logits = learner.replicated(groups).unflatten(0, (-1, size))
+            targets = teacher_targets(teacher_logits, learner.centre, values.teacher_temperature)
+            loss = dino_loss(student_logits, targets)
+            (loss * (size / rank_batch)).backward()  # type: ignore[no-untyped-call]
         sums[: -len(METRICS)] += teacher_logits.sum((0, 1))
         sums[-len(METRICS) : -2] += torch.stack([loss.detach(), mean_entropy(targets)]) * size
     return sums

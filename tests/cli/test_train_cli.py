@@ -80,7 +80,7 @@ def test_train__mistake_is_one_clear_line(
     if code == 1:
         assert result.stderr.startswith("dinowds: error: ")
         assert result.stderr.count("\n") == 1, result.stderr
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_train__ctrl_c_saves_and_exits_75(dataset_path: Path, tmp_path: Path) -> None:

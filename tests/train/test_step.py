@@ -132,6 +132,17 @@ def test_train_step__stop_request_and_bad_samples_are_counted() -> None:
     assert train_step(learner, settings(), make_views(), 1, VALUES, num_bad=3, stop=True)[-2:].tolist() == [3, 1]
 
 
+def test_train_step__in_bfloat16_stays_near_float32() -> None:
+    exact, fast = make_learner(), make_learner()
+    in_bf16 = dataclasses.replace(settings(2), autocast_dtype=torch.bfloat16)
+    for step in range(3):
+        expected = train_step(exact, settings(2), make_views(step), step, VALUES)
+        found = train_step(fast, in_bf16, make_views(step), step, VALUES)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+        assert found.dtype == fast.centre.dtype == torch.float32
+    assert not torch.equal(found, expected)
+
+
 def test_normalise__views_are_flattened_view_by_view() -> None:
     views = make_views()["local"]
     pixels = normalise(views)
