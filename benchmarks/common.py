@@ -20,7 +20,7 @@ PHOTOS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "immunoh
 """Photographs of scikit-image's wheel that are detailed at full size; about 15 kB a patch of 256 px at quality 85."""
 
 
-def machine(packages: Sequence[str] = ("numpy", "pillow", "pyarrow", "torch")) -> dict[str, Any]:
+def machine(packages: Sequence[str]) -> dict[str, Any]:
     """CPU model, usable cores, memory in GiB, operating system, Python and the versions of `packages`."""
     return {
         "cpu": _cpu_model(),
@@ -67,10 +67,10 @@ def _load_photo(name: str) -> npt.NDArray[np.uint8]:
     return np.repeat(photo[..., None], 3, axis=2) if photo.ndim == 2 else photo[..., :3]
 
 
-def append_result(path: Path, name: str, content: dict[str, Any]) -> None:
-    """Add a dated result with the machine's description to the JSON list in `path`."""
+def append_result(path: Path, name: str, content: dict[str, Any], packages: Sequence[str]) -> None:
+    """Add a dated result to the JSON list in `path`, with the machine and the versions of `packages`."""
     results = json.loads(path.read_text()) if path.exists() else []
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    results.append({"benchmark": name, "date": today, "machine": machine(), "result": content})
+    results.append({"benchmark": name, "date": today, "machine": machine(packages), "result": content})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

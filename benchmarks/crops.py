@@ -31,6 +31,8 @@ from dinowds.config import CropsConfig
 from dinowds.crops.recipe import Jitter, View, patch_recipe, sample_generator, sample_views
 from dinowds.crops.render import get_renderer
 
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "torch", "torchvision")
+
 PATCH_SIZE = 256
 RECIPE = patch_recipe(CropsConfig())
 OPERATIONS: dict[str, dict[str, Any]] = {
@@ -191,7 +193,7 @@ def main() -> None:
     numbers = numbers_alone()
     operations = compare_operations(decode(payloads[0]), options.rounds)
 
-    print(machine(("numpy", "opencv-python-headless", "pillow", "torch", "torchvision")))
+    print(machine(PACKAGES))
     print(f"\n{'2×224 + 8×96, one thread':34s} {'ms/image':>9s} {'images/s':>9s} {'× reference':>12s}")
     titles = {
         "reference": "Pillow + torchvision on PIL",
@@ -210,7 +212,7 @@ def main() -> None:
     if options.json:
         ratio = recipes["reference"] / recipes["cpu"]
         content = {"images": options.images, "ratio_cpu": ratio, "ms_per_image": recipes, "numbers_ms": numbers}
-        append_result(options.json, "crops", {**content, "operations": operations})
+        append_result(options.json, "crops", {**content, "operations": operations}, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main() -> None:
             f"{figures['samples_per_second']:8,} samples/s {figures['times_reference']:6.2f} × ShardWriter"
         )
     if options.json:
-        append_result(options.json, "shard", result)
+        append_result(options.json, "shard", result, ("numpy", "pillow", "pyarrow", "webdataset"))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _MAX_WORKERS = 8
 
 def parse_size(text: str) -> int:
     """'256MiB', '1GB', '1.5G' or '500000' → bytes. Raises typer.BadParameter."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match or (match[3] and not match[2]):
         raise typer.BadParameter(f"{text!r} is not a size; expected for example 256MiB, 1GB or 500000")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]])
@@ -41,14 +41,20 @@ def default_workers() -> int:
 def shard(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SRC...", help="Tars (plain, gz, bz2, xz) or folders of images; each is a cohort."),
+        typer.Argument(
+            metavar="SRC...",
+            help="Tars (plain, gz, bz2, xz) or folders of images; each is a cohort. A compressed tar needs room "
+            "for its uncompressed bytes in OUT meanwhile.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new dataset.")],
     name: Annotated[
         str | None, typer.Option(help="Of the dataset and its shards; the folder's name otherwise.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle over all sources.")] = 0,
-    shard_size: Annotated[str, typer.Option(help="Largest shard: 256MiB, 1GB, 500000.")] = "256MiB",
+    shard_size: Annotated[
+        str, typer.Option(help="Largest shard: 256MiB, 1GB, 500000. Each worker holds one in memory.")
+    ] = "256MiB",
     max_count: Annotated[int | None, typer.Option(help="Largest number of samples in a shard.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that write; the cores, at most 8, otherwise.")] = None,
     key_pattern: Annotated[
@@ -58,7 +64,9 @@ def shard(
             show_default="x_y at a name's end",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUT.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the dataset in OUT, once the new one is whole.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -86,7 +94,7 @@ def shard(
             _print_plan(plan_dataset(sources, out, options, report), out, as_json)
             return
         manifest = build_dataset(sources, out, options, report)
-    summary = summarize(out)
+    summary = summarize(out.resolve())
     if as_json:
         print_json({"dataset": str(out), **summary.to_json()})
         return

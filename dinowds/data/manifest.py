@@ -104,6 +104,8 @@ class Manifest:
     @classmethod
     def from_json(cls, content: Any) -> Manifest:
         """Raises KeyError, TypeError or ValueError where `content` is not what `to_json` writes."""
+        if not isinstance(content, dict) or not isinstance(content.get("dinowds"), dict):
+            raise TypeError("it has no block 'dinowds'")
         block = content["dinowds"]
         version = block["format_version"]
         if version != FORMAT_VERSION:
@@ -146,14 +148,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise DatasetError(_why_no_manifest(folder)) from None
     except NotADirectoryError:
         raise DatasetError(f"{folder}: is a file, expected a dataset folder made by 'dinowds shard'") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error}); make the dataset again") from None
     try:
         return Manifest.from_json(content)
     except KeyError as error:
-        raise DatasetError(f"{path}: has no {error.args[0]!r}; not a dataset of dinowds") from None
-    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path}: has no {error.args[0]!r}; not a manifest of dinowds") from None
+    except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise DatasetError(f"{path}: not a manifest of dinowds ({error})") from None
 
 
 def _why_no_manifest(folder: Path) -> str:

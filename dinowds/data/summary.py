@@ -61,14 +61,9 @@ def summarize(folder: Path) -> Summary:
     with open_index(folder) as index:
         for group in range(index.num_row_groups):
             try:
-                rows = index.read_row_group(
-                    group, columns=["cohort", "slide", "label", "width", "height", "ext", "size"]
-                )
-            except (OSError, pa.ArrowException) as error:
-                raise DatasetError(
-                    f"{folder / SAMPLES_NAME}: cannot be read ({error}); make the dataset again"
-                ) from None
-            counts.add(rows)
+                counts.add(read_rows(index, group, ("cohort", "slide", "label", "width", "height", "ext", "size")))
+            except ValueError as error:
+                raise DatasetError(f"{folder / SAMPLES_NAME}: {error}; make the dataset again") from None
     slides, labels, sizes, formats = (counts.finish(names) for names in _GROUPS)
     if counts.samples != manifest.num_samples:
         raise DatasetError(
@@ -109,13 +104,41 @@ def open_index(folder: Path) -> pq.ParquetFile:
         index = pq.ParquetFile(path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, though there is a manifest; make the dataset again") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: is not a Parquet file ({error}); make the dataset again") from None
-    missing = set(SAMPLES_SCHEMA.names) - set(index.schema_arrow.names)
-    if missing:
-        index.close()
-        raise DatasetError(f"{path}: has no column {sorted(missing)[0]!r}; make the dataset again")
+    except (OSError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: is not a Parquet file ({_one_line(error)}); make the dataset again") from None
+    found = {field.name: _plain_type(field.type) for field in index.schema_arrow}
+    for field in SAMPLES_SCHEMA:
+        if found.get(field.name) != _plain_type(field.type):
+            index.close()
+            was = f"a column {field.name!r} of type {found[field.name]}" if field.name in found else "no such column"
+            expected = f"a column {field.name!r} of type {_plain_type(field.type)}"
+            raise DatasetError(f"{path}: has {was}, expected {expected}; make the dataset again")
     return index
+
+
+def read_rows(index: pq.ParquetFile, group: int, columns: Sequence[str]) -> Any:
+    """A table of one row group, whose text is UTF-8 and where nothing is missing that must be there.
+
+    Raises ValueError, in one line, where it cannot be read as that.
+    """
+    try:
+        rows = index.read_row_group(group, columns=list(columns))
+        rows.validate(full=True)
+    except (OSError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+        raise ValueError(f"cannot be read ({_one_line(error)})") from None
+    for name in columns:
+        if not SAMPLES_SCHEMA.field(name).nullable and rows[name].null_count:
+            raise ValueError(f"has rows without {name!r}")
+    return rows
+
+
+def _plain_type(data_type: Any) -> Any:
+    """Which columns are dictionaries is up to whoever wrote them."""
+    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 _GROUPS = (("cohort", "slide"), ("label",), ("width", "height"), ("ext",))
@@ -154,7 +177,7 @@ def _merged(tables: Sequence[Any], names: Sequence[str]) -> Any:
 
 def _plain(rows: Any) -> Any:
     """Dictionary columns as text: row groups have dictionaries of their own."""
-    fields = [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in rows.schema]
+    fields = [pa.field(f.name, _plain_type(f.type)) for f in rows.schema]
     return rows.cast(pa.schema(fields))
 
 

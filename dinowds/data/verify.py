@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,15 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
 import xxhash
 
-from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, Manifest, Shard, read_manifest
-from dinowds.data.summary import open_index
+from dinowds.data.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    SHARDS_NAME,
+    Manifest,
+    Shard,
+    read_manifest,
+)
+from dinowds.data.summary import open_index, read_rows
 from dinowds.errors import DatasetError
 from dinowds.files import sha256_of
 
-_BLOCK = 512
 _STEP = 1 << 20
 
 
@@ -52,7 +59,7 @@ def verify_dataset(folder: Path, report: Callable[[int, int], None] | None = Non
         num_bytes += shard.num_bytes
         if report:
             report(num_bytes, manifest.num_bytes)
-    return damages + rows.verify_counts()
+    return damages + rows.verify_counts() + _verify_other_files(folder, manifest)
 
 
 def _verify_index_file(folder: Path, manifest: Manifest) -> list[Damage]:
@@ -64,6 +71,22 @@ def _verify_index_file(folder: Path, manifest: Manifest) -> list[Damage]:
     if sha256 != manifest.samples_sha256:
         return [Damage(SAMPLES_NAME, None, "its sha256 is not the manifest's")]
     return []
+
+
+def _verify_other_files(folder: Path, manifest: Manifest) -> list[Damage]:
+    """Shards that no one would read, and the lines of the quarantine against the manifest's counts."""
+    listed = {shard.url for shard in manifest.shards}
+    found = sorted(f"{SHARDS_NAME}/{path.name}" for path in (folder / SHARDS_NAME).glob("*"))
+    damages = [Damage(url, None, "the manifest does not list this file") for url in found if url not in listed]
+    reasons: Counter[str] = Counter()
+    try:
+        with open(folder / QUARANTINE_NAME, "rb") as lines:
+            reasons.update(str(json.loads(line)["reason"]) for line in lines)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        return [*damages, Damage(QUARANTINE_NAME, None, f"cannot be read ({' '.join(str(error).split())})")]
+    if reasons != manifest.quarantined:
+        damages.append(Damage(QUARANTINE_NAME, None, "its counts of reasons are not the manifest's"))
+    return damages
 
 
 class _Rows:
@@ -93,9 +116,9 @@ class _Rows:
             return [], f"has no rows in {SAMPLES_NAME}"
         columns = ["key", "shard", "offset", "size", "ext", "digest", "label", "cohort"]
         try:
-            rows = self._index.read_row_group(position, columns=columns).to_pylist()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            return [], f"its rows in {SAMPLES_NAME} cannot be read ({error})"
+            rows = read_rows(self._index, position, columns).to_pylist()
+        except ValueError as error:
+            return [], f"its row group in {SAMPLES_NAME} {error}"
         if any(row["shard"] != position for row in rows):
             return [], f"its row group in {SAMPLES_NAME} has rows of another shard"
         expected = self._manifest.shards[position].num_samples
@@ -139,10 +162,10 @@ def _verify_samples(
     """Compare each sample of a shard of `num_bytes` with its row; yields (key, problem)."""
     for row in rows:
         gap = row["offset"] - reader.position
-        if row["size"] < 0 or not _BLOCK <= gap <= num_bytes or row["offset"] + row["size"] > num_bytes:
+        if row["size"] < 0 or not tarfile.BLOCKSIZE <= gap <= num_bytes or row["offset"] + row["size"] > num_bytes:
             yield row["key"], f"its offset or size in {SAMPLES_NAME} cannot be right"
             return
-        header = reader.read(gap)[-_BLOCK:]
+        header = reader.read(gap)[-tarfile.BLOCKSIZE :]
         payload = reader.read(row["size"])
         if len(payload) < row["size"]:
             yield row["key"], "the shard ends before it"
@@ -156,11 +179,11 @@ def _verify_samples(
 
 
 def _label_problem(reader: _HashingReader, row: dict[str, Any]) -> str:
-    reader.read(-row["size"] % _BLOCK)
+    reader.read(-row["size"] % tarfile.BLOCKSIZE)
     text = str(row["label"]).encode()
-    if problem := _header_problem(reader.read(_BLOCK), f"{row['key']}.cls", len(text)):
+    if problem := _header_problem(reader.read(tarfile.BLOCKSIZE), f"{row['key']}.cls", len(text)):
         return f"its label: {problem}"
-    return "" if reader.read(_BLOCK).rstrip(b"\0") == text else "its label is not the one that was written"
+    return "" if reader.read(tarfile.BLOCKSIZE).rstrip(b"\0") == text else "its label is not the one that was written"
 
 
 def _header_problem(header: bytes, name: str, size: int) -> str:

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 import dinowds
-from dinowds.data.manifest import FORMAT_VERSION, Manifest, read_manifest
-from dinowds.errors import ConfigError, OutputError
+from dinowds.data.manifest import FORMAT_VERSION, Manifest
+from dinowds.errors import ConfigError, SourceError
 
 from .finish import finish_dataset
 from .layout import Candidates, cut_shards, join_listings, member_bytes, shuffled
 from .listing import Listing
-from .payloads import PayloadSource
 from .pool import write_shards
-from .records import DEFAULT_KEY_PATTERN, compile_key_pattern
-from .sources import Source, list_source, open_sources, open_tar
+from .records import DEFAULT_KEY_PATTERN, compile_key_pattern, decode_name
+from .sources import Source, check_unchanged, list_source, open_sources, open_tar
 from .spool import open_stream, spool
 from .ustar import END_BYTES
-from .workspace import Workspace, check_output, claim
+from .workspace import Workspace, check_output, claim, output_errors
 from .writer import Job, ShardTask, read_done
 
 DEFAULT_SHARD_SIZE = 256 << 20
 MIN_SHARD_SIZE = 1 << 16
-
-_FINISHING = "finishing"
-_LISTED = "listed"
+MAX_SHARD_SIZE = 1 << 40
+MAX_NAME_BYTES = 200
+"""A shard's file name has 255 at most, and some are for its number."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +98,33 @@ def build_dataset(sources: Sequence[Path], out: Path, options: ShardOptions, rep
         OutputError: `out` holds something else, or cannot be written.
         ConfigError: an option cannot work.
     """
-    report = report or (lambda _: None)
+    report, out = report or (lambda _: None), out.resolve()
     opened = _open(sources, out, options)
     fingerprint = _fingerprint(opened, out, options)
-    with _output_errors(out), claim(out, options.overwrite, fingerprint) as workspace:
-        if workspace.is_finished:
-            workspace.remove()
-            return read_manifest(out)
-        data, listings = _list_all(opened, workspace.folder, report)
-        _check_unchanged(workspace, opened, listings, options.overwrite)
-        candidates = join_listings(listings, [source.cohort for source in opened])
-        order, bounds = _lay_out(candidates, options)
-        if not workspace.recall(_FINISHING):
-            job = Job(data, options.key_pattern, workspace.folder)
-            _write_missing(job, candidates, order, bounds, options.workers, report)
-            workspace.note(_FINISHING, True)
-        report(ShardProgress("index", samples=len(candidates), total_samples=len(candidates)))
-        manifest = finish_dataset(
-            workspace, dataset_name(out, options), options.seed, opened, listings, candidates, len(bounds) - 1
-        )
+    with output_errors(out), claim(out, options.overwrite, fingerprint) as workspace:
+        manifest = workspace.publish_again() if workspace.is_whole else _make(workspace, opened, options, report)
         workspace.remove()
     return manifest
 
 
+def _make(workspace: Workspace, sources: Sequence[Source], options: ShardOptions, report: Report) -> Manifest:
+    """List, write and publish what an earlier run has not."""
+    data, listings = _list_all(sources, workspace.folder, report)
+    spools = [now.file for now, before in zip(data, sources, strict=True) if before.kind == "compressed"]
+    workspace.begin({s.path: listing.digest for s, listing in zip(sources, listings, strict=True)}, spools)
+    candidates = join_listings(listings, [source.cohort for source in sources])
+    order, bounds = _lay_out(candidates, options)
+    job = Job(data, options.key_pattern, workspace.folder)
+    _write_missing(job, candidates, order, bounds, options.workers, report)
+    check_unchanged(sources)
+    report(ShardProgress("index", samples=len(candidates), total_samples=len(candidates)))
+    name = dataset_name(workspace.out, options)
+    return finish_dataset(workspace, name, options.seed, sources, listings, candidates, len(bounds) - 1)
+
+
 def plan_dataset(sources: Sequence[Path], out: Path, options: ShardOptions, report: Report | None = None) -> ShardPlan:
     """What `build_dataset` would write, from the sources' lists alone. Writes nothing; raises the same errors."""
-    report = report or (lambda _: None)
+    report, out = report or (lambda _: None), out.resolve()
     opened = _open(sources, out, options)
     check_output(out, options.overwrite, _fingerprint(opened, out, options))
     _, listings = _list_all(opened, None, report)
@@ -147,30 +147,43 @@ def plan_dataset(sources: Sequence[Path], out: Path, options: ShardOptions, repo
 
 
 def dataset_name(out: Path, options: ShardOptions) -> str:
-    """The name that was given, or the output folder's."""
-    return options.name or out.resolve().name or "dataset"
+    """The name that was given, or the output folder's (`out` is resolved)."""
+    return options.name or out.name or "dataset"
 
 
 def _open(paths: Sequence[Path], out: Path, options: ShardOptions) -> list[Source]:
     """The sources, once the options are known to work."""
     if options.seed < 0:
         raise ConfigError(f"--seed: is {options.seed}, expected 0 or more")
-    if options.shard_size < MIN_SHARD_SIZE:
-        raise ConfigError(f"--shard-size: is {options.shard_size} bytes, expected at least {MIN_SHARD_SIZE}")
+    if not MIN_SHARD_SIZE <= options.shard_size <= MAX_SHARD_SIZE:
+        raise ConfigError(f"--shard-size: is {options.shard_size} bytes, expected {MIN_SHARD_SIZE} to {MAX_SHARD_SIZE}")
     if options.max_count is not None and options.max_count < 1:
         raise ConfigError(f"--max-count: is {options.max_count}, expected 1 or more")
     if options.workers < 1:
         raise ConfigError(f"--workers: is {options.workers}, expected 1 or more")
+    _check_text("--out", str(out))
+    name = dataset_name(out, options)
+    _check_text("--name", name)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ConfigError(f"--name: {name!r} has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}")
     compile_key_pattern(options.key_pattern)
     sources = open_sources(paths)
-    target = out.resolve()
     for source in sources:
         file = source.file.resolve()
-        if source.kind == "folder" and target.is_relative_to(file):
+        if source.kind == "folder" and out.is_relative_to(file):
             raise ConfigError(f"--out: {out} lies in the source {source.path}; give a folder outside of it")
-        if file.is_relative_to(target):
+        if file.is_relative_to(out):
             raise ConfigError(f"--out: {out} holds the source {source.path}; give another folder")
     return sources
+
+
+def _check_text(option: str, text: str) -> None:
+    """Manifests, indexes and other readers know names as Unicode alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = decode_name(os.fsencode(text))
+        raise ConfigError(f"{option}: {shown!r} is not UTF-8, which the index needs; give another name") from None
 
 
 def _fingerprint(sources: Sequence[Source], out: Path, options: ShardOptions) -> dict[str, Any]:
@@ -182,33 +195,38 @@ def _fingerprint(sources: Sequence[Source], out: Path, options: ShardOptions) ->
         "--shard-size": options.shard_size,
         "--max-count": options.max_count,
         "--key-pattern": options.key_pattern,
-        "sources": [
-            {name: value for name, value in dataclasses.asdict(source).items() if name != "file"} for source in sources
-        ],
+        "sources": [{name: value for name, value in asdict(source).items() if name != "file"} for source in sources],
     }
 
 
 def _list_all(
     sources: Sequence[Source], folder: Path | None, report: Report
-) -> tuple[tuple[PayloadSource, ...], list[Listing]]:
-    """Where each source's payloads can be read by place, and its list. Without `folder` nothing is decompressed
+) -> tuple[tuple[Source, ...], list[Listing]]:
+    """What each source's payloads can be read from by place, and its list. Without `folder` nothing is decompressed
     to disk, and payloads of compressed tars cannot be read.
     """
-    data: list[PayloadSource] = []
+    data: list[Source] = []
     listings: list[Listing] = []
     for source in sources:
-        path = source.file
+        file = source.file
         if source.kind == "compressed" and folder is not None:
-            path = spool(source, folder, _counting("decompress", source, report))
+            file = spool(source, folder, _counting("decompress", source, report))
         opening: Any = nullcontext(None)
         if source.kind == "compressed" and folder is None:
             opening = open_stream(source)
         elif source.kind != "folder":
-            opening = open_tar(path, source.path)
+            opening = open_tar(file, source.path)
         report(ShardProgress("list", source.path))
-        with opening as tar:
-            listings.append(list_source(source, tar, _counting("list", source, report)))
-        data.append(PayloadSource(source.path, source.cohort, path, source.kind == "folder"))
+        try:
+            with opening as tar:
+                listing = list_source(source, tar, _counting("list", source, report))
+        except SourceError:
+            if file != source.file:
+                file.unlink(missing_ok=True)
+            raise
+        mtime_ns = listing.newest_ns if source.kind == "folder" else source.mtime_ns
+        data.append(replace(source, file=file, mtime_ns=mtime_ns))
+        listings.append(listing)
     return tuple(data), listings
 
 
@@ -218,24 +236,6 @@ def _counting(phase: Literal["decompress", "list"], source: Source, report: Repo
         report(ShardProgress(phase, source.path, samples=samples, num_bytes=num_bytes))
 
     return count
-
-
-def _check_unchanged(
-    workspace: Workspace, sources: Sequence[Source], listings: Sequence[Listing], overwrite: bool
-) -> None:
-    """Compare the lists with those that the run began with, since its finished shards were made from them."""
-    listed = [listing.digest for listing in listings]
-    before = workspace.recall(_LISTED)
-    changed = [s.path for s, then, now in zip(sources, before or listed, listed, strict=True) if then != now]
-    if changed and not overwrite:
-        raise OutputError(
-            f"{workspace.out}: holds an unfinished dataset, and {changed[0]} has changed since that was begun; "
-            "give --overwrite to start anew"
-        )
-    if changed:
-        workspace.start_anew()
-    if changed or before is None:
-        workspace.note(_LISTED, listed)
 
 
 def _lay_out(candidates: Candidates, options: ShardOptions) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[int]]:
@@ -263,12 +263,3 @@ def _write_missing(
     advance(0, 0)
     tasks = (ShardTask(index, candidates.rows(part)) for index, part in parts.items())
     write_shards(job, tasks, len(missing), workers, advance)
-
-
-@contextmanager
-def _output_errors(out: Path) -> Iterator[None]:
-    """Errors of the system that no source has caused are about the output."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); the same command goes on") from None

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinowds.data.manifest import (
-    MANIFEST_NAME,
     QUARANTINE_NAME,
     SAMPLES_NAME,
     SAMPLES_SCHEMA,
@@ -24,14 +24,14 @@ from dinowds.data.manifest import (
     write_manifest,
 )
 from dinowds.errors import OutputError, SourceError
-from dinowds.files import atomic_write, fsync_folder, sha256_of
+from dinowds.files import atomic_write, sha256_of
 
 from .layout import Candidates
 from .listing import Listing
 from .records import decode_name
 from .sources import Source
 from .workspace import Workspace
-from .writer import DoneShard, Rejected, read_done, shard_path
+from .writer import DoneShard, Quarantined, read_done, shard_path
 
 
 def finish_dataset(
@@ -43,7 +43,7 @@ def finish_dataset(
     candidates: Candidates,
     num_shards: int,
 ) -> Manifest:
-    """Publish shards and index of a run whose shards are all done. Can be called again where it was ended.
+    """Write the index of a run whose shards are all done, and publish both. Can be called again where it was ended.
 
     Raises:
         SourceError: not one candidate was a whole image.
@@ -51,8 +51,8 @@ def finish_dataset(
     """
     stem = re.sub(r"[^0-9A-Za-z_-]+", "_", name)
     shards: list[Shard] = []
-    indices: list[int] = []
-    rejected: list[Rejected] = []
+    tars: list[Path] = []
+    quarantined: list[Quarantined] = []
     cohorts: Counter[str] = Counter()
     with (
         atomic_write(workspace.folder / SAMPLES_NAME) as file,
@@ -60,7 +60,7 @@ def finish_dataset(
     ):
         for index in range(num_shards):
             done = _done(workspace, index)
-            rejected.extend(done.rejected)
+            quarantined.extend(done.quarantined)
             if not len(done.rows):
                 continue
             writer.write_table(_with_shard(done.rows, len(shards)), row_group_size=len(done.rows))
@@ -68,14 +68,12 @@ def finish_dataset(
                 cohorts[count["values"]] += count["counts"]
             url = f"{SHARDS_NAME}/{stem}-{len(shards):06d}.tar"
             shards.append(Shard(url, len(done.rows), done.num_bytes, done.sha256))
-            indices.append(index)
+            tars.append(shard_path(workspace.folder, index))
     if not shards:
         reasons = ", ".join(
-            f"{count} × {reason}" for reason, count in _count(entry.reason for entry in rejected).items()
+            f"{count} × {reason}" for reason, count in _count(entry.reason for entry in quarantined).items()
         )
-        raise SourceError(f"{sources[0].path}: not one image of the sources is whole ({reasons}); nothing was written")
-    _publish_shards(workspace, indices, shards)
-    quarantined = _write_quarantine(workspace, sources, listings, rejected)
+        raise SourceError(f"{sources[0].path}: not one image of the sources is whole ({reasons}); no dataset was made")
     skipped: Counter[str] = Counter()
     for listing in listings:
         skipped.update(listing.skipped)
@@ -87,19 +85,18 @@ def finish_dataset(
         label_names=candidates.label_names,
         seed=seed,
         samples_sha256=sha256_of(workspace.folder / SAMPLES_NAME),
-        quarantined=quarantined,
+        quarantined=_write_quarantine(workspace, sources, listings, quarantined),
         metadata={"skipped": dict(sorted(skipped.items()))} if skipped else {},
     )
     write_manifest(workspace.folder, manifest)
-    for file_name in (SAMPLES_NAME, QUARANTINE_NAME, MANIFEST_NAME):
-        workspace.publish(file_name, file_name)
+    workspace.publish(manifest, tars)
     return manifest
 
 
 def _done(workspace: Workspace, index: int) -> DoneShard:
-    done = read_done(workspace.folder, index, with_tar=False)
+    done = read_done(workspace.folder, index)
     if done is None:
-        raise OutputError(f"{workspace.out}: its unfinished shard {index} is damaged; start anew with --overwrite")
+        raise OutputError(f"{workspace.out}: its unfinished shard {index} is damaged; give the same command again")
     return done
 
 
@@ -108,28 +105,15 @@ def _with_shard(rows: Any, shard: int) -> Any:
     return rows.set_column(position, SAMPLES_SCHEMA.field("shard"), pa.array(np.full(len(rows), shard, np.int32)))
 
 
-def _publish_shards(workspace: Workspace, indices: Sequence[int], shards: Sequence[Shard]) -> None:
-    """Move the tars to their names; an earlier call may have moved the first of them."""
-    folder = workspace.out / SHARDS_NAME
-    folder.mkdir(exist_ok=True)
-    for index, shard in zip(indices, shards, strict=True):
-        before, after = shard_path(workspace.folder, index), workspace.out / shard.url
-        if before.exists():
-            before.replace(after)
-        if not after.exists() or after.stat().st_size != shard.num_bytes:
-            raise OutputError(f"{after}: this finished shard is gone or damaged; start anew with --overwrite")
-    fsync_folder(folder)
-
-
 def _write_quarantine(
-    workspace: Workspace, sources: Sequence[Source], listings: Sequence[Listing], rejected: Sequence[Rejected]
+    workspace: Workspace, sources: Sequence[Source], listings: Sequence[Listing], quarantined: Sequence[Quarantined]
 ) -> dict[str, int]:
     """Write quarantine.jsonl, source by source in the order of the source; the number of lines of each reason."""
     reasons: Counter[str] = Counter()
     with atomic_write(workspace.folder / QUARANTINE_NAME) as file:
         for position, (source, listing) in enumerate(zip(sources, listings, strict=True)):
             damaged = sorted(
-                (entry.place, entry.member, entry.reason) for entry in rejected if entry.source == position
+                (entry.place, entry.member, entry.reason) for entry in quarantined if entry.source == position
             )
             for _, member, reason in heapq.merge(_left_out(listing), damaged):
                 line = {"source": source.path, "member": member, "reason": reason}

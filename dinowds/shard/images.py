@@ -11,6 +11,9 @@ import struct
 import warnings
 from dataclasses import dataclass
 
+from dinowds.data.decode import MAX_PIXELS
+from dinowds.data.jpeg import JPEG_END, JPEG_START, jpeg_frame, jpeg_segments
+
 IMAGE_EXTENSIONS = frozenset(
     {b"jpg", b"jpeg", b"jpe", b"jfif", b"png", b"tif", b"tiff", b"webp", b"bmp", b"dib", b"gif", b"jp2", b"j2k"}
 )
@@ -41,7 +44,7 @@ class ImageInfo:
 
 def looks_like_image(start: bytes) -> bool:
     """Whether the first 16 bytes of a payload are those of a supported format."""
-    return start.startswith((b"\xff\xd8\xff", _PNG_START, *_RARER_STARTS))
+    return start.startswith((JPEG_START, _PNG_START, *_RARER_STARTS))
 
 
 def describe_image(payload: bytes) -> ImageInfo:
@@ -50,48 +53,33 @@ def describe_image(payload: bytes) -> ImageInfo:
     Raises:
         NotTaken: with `NOT_AN_IMAGE`, `CUT_SHORT`, `DAMAGED` or `TOO_LARGE`.
     """
-    if payload.startswith(b"\xff\xd8\xff"):
-        return ImageInfo("jpg", *_jpeg_size(payload))
-    if payload.startswith(_PNG_START):
-        return ImageInfo("png", *_png_size(payload))
-    if payload.startswith(_RARER_STARTS):
-        return _describe_with_pillow(payload)
-    raise NotTaken(NOT_AN_IMAGE)
+    if payload.startswith(JPEG_START):
+        info = ImageInfo("jpg", *_jpeg_size(payload))
+    elif payload.startswith(_PNG_START):
+        info = ImageInfo("png", *_png_size(payload))
+    elif payload.startswith(_RARER_STARTS):
+        info = _describe_with_pillow(payload)
+    else:
+        raise NotTaken(NOT_AN_IMAGE)
+    if info.width * info.height > MAX_PIXELS:
+        raise NotTaken(TOO_LARGE)
+    return info
 
 
 def _jpeg_size(payload: bytes) -> tuple[int, int]:
     """Width and height from the frame header; the scan after it must have an end-of-image marker."""
-    width = height = 0
-    position = 2
     try:
-        while True:
-            if payload[position] != 0xFF:
-                raise NotTaken(DAMAGED)
-            marker = payload[position + 1]
-            if marker == 0xFF:  # fill byte
-                position += 1
-                continue
-            if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
-                position += 2
-                continue
-            if marker in (0x00, 0xD9):
-                raise NotTaken(DAMAGED)
-            length = payload[position + 2] << 8 | payload[position + 3]
-            if length < 2:
-                raise NotTaken(DAMAGED)
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                height = payload[position + 5] << 8 | payload[position + 6]
-                width = payload[position + 7] << 8 | payload[position + 8]
-            position += 2 + length
-            if marker == 0xDA:
-                break
+        end = max(end for _, _, end in jpeg_segments(payload))
     except IndexError:
         raise NotTaken(CUT_SHORT) from None
-    if position > len(payload) - 2 or payload.rfind(b"\xff\xd9", position) < 0:
+    except ValueError:
+        raise NotTaken(DAMAGED) from None
+    if payload.rfind(JPEG_END, end) < 0:
         raise NotTaken(CUT_SHORT)
-    if not width or not height:
+    frame = jpeg_frame(payload)
+    if frame is None or not frame.width or not frame.height:
         raise NotTaken(DAMAGED)
-    return width, height
+    return frame.width, frame.height
 
 
 def _png_size(payload: bytes) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .listing import Listing
 from .records import choose_salts
-from .tarscan import BLOCK
+from .tarheader import BLOCK
 from .ustar import END_BYTES
 
 

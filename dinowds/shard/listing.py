@@ -27,6 +27,7 @@ DIRECTORIES = "directories"
 
 _BATCH = 1 << 16
 _MAX_LABEL_BYTES = 32
+_PACKERS = (b"gz", b"bz2", b"xz", b"zst")
 
 QUARANTINE_COLUMNS: Any = pa.schema(
     [pa.field("place", pa.int64()), pa.field("member", pa.large_binary()), pa.field("reason", pa.string())]
@@ -40,7 +41,7 @@ class Listing:
 
     `names` is a large_binary Arrow array [N]; `places`, `sizes` and `labels` are int64 [N]: offset of the payload in
     the uncompressed tar (position in the walk for a folder), bytes, and the label's integer where `has_label`.
-    `digest` changes with any of it.
+    `digest` changes with any of it. `newest_ns` is when a folder's newest file was changed.
     """
 
     names: Any
@@ -51,6 +52,7 @@ class Listing:
     quarantine: Any
     skipped: dict[str, int]
     digest: str
+    newest_ns: int = 0
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Collector:
         elif extension == b"cls":
             self._take_label(name, place, size)
         else:
-            self.extensions[b"" if b"/" in extension else extension] += 1
+            self.extensions[_whole_extension(name, extension)] += 1
             self._quarantine.add(name, place, NOT_AN_IMAGE_NAME)
 
     def _take_label(self, name: bytes, place: int, size: int) -> None:
@@ -141,7 +143,7 @@ class Collector:
         else:
             self._quarantine.add(name, place, BAD_LABEL)
 
-    def finish(self, digest: xxhash.xxh3_128) -> Listing:
+    def finish(self, digest: xxhash.xxh3_128, newest_ns: int) -> Listing:
         """The listing of all that was taken. `digest` may have been fed more that the listing's digest is to cover."""
         names, places, sizes = self._images.finish()
         label_names, label_places, label_values = self._labels.finish()
@@ -166,6 +168,7 @@ class Collector:
             quarantine,
             dict(sorted(self._skipped.items())),
             digest.hexdigest(),
+            newest_ns,
         )
 
 
@@ -196,6 +199,16 @@ def _stem_hashes(names: Any) -> npt.NDArray[np.uint64]:
         for index, name in enumerate(names[start : start + _BATCH].to_pylist(), start):
             hashes[index] = xxhash.xxh3_64_intdigest(name.rpartition(b".")[0])
     return hashes
+
+
+def _whole_extension(name: bytes, extension: bytes) -> bytes:
+    """b"a.tar.gz" → b"tar.gz", as what it is packed with says little."""
+    if b"/" in extension:
+        return b""
+    if extension not in _PACKERS:
+        return extension
+    inner = name[: -len(extension) - 1].rpartition(b"/")[2].rpartition(b".")
+    return inner[2].lower() + b"." + extension if inner[1] else extension
 
 
 def _is_mac_file(name: bytes) -> bool:

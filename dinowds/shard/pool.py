@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from multiprocessing import connection, get_context, resource_tracker
+from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from dinowds.errors import DinowdsError, OutputError
-from dinowds.processes import end_with_parent
+from dinowds.processes import end_with_parent, shielded_from_signals
 
 from .payloads import Payloads
 from .writer import Job, ShardTask, write_shard
@@ -122,24 +121,19 @@ def _processes(job: Job, workers: int) -> Iterator[dict[Connection, BaseProcess]
     """Start workers; end them on the way out, whatever they are doing."""
     context = get_context("spawn")
     pipes: dict[Connection, BaseProcess] = {}
-    # A started process inherits the mask: Ctrl-C reaches this process alone, which then ends the workers.
-    # The tracker's start lifts the mask, so it comes first.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    # What is sent to the whole group reaches this process alone, which then ends the workers.
+    with shielded_from_signals():
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process: BaseProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
             process.start()
             theirs.close()
             pipes[ours] = process
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield pipes
     except BaseException:
         for process in pipes.values():
-            process.terminate()
+            process.kill()  # a shard that is not done is written again
         raise
     finally:
         for pipe, process in pipes.items():

@@ -59,16 +59,16 @@ def compile_key_pattern(pattern: str) -> re.Pattern[str] | None:
     return compiled
 
 
-def find_place(name: str, pattern: re.Pattern[str] | None) -> Place:
+def find_place(name: str, pattern: re.Pattern[str] | None, root: str | None = None) -> Place:
     """Slide, x and y of a member. `pattern` is searched in its whole path; the parent folder is the slide otherwise.
 
-    Raises ConfigError where the pattern finds an x or y that is not an integer of 64 bits.
+    An x or y that is not an integer of 64 bits is None. `root` is the folder in which the path begins, where known.
     """
     groups: dict[str, str | None] = {}
     if pattern is not None and (match := pattern.search(name)):
         groups = match.groupdict()
-    slide = groups.get("slide") or _parent_folder(name)
-    return Place(slide, _coordinate(groups, "x", name), _coordinate(groups, "y", name))
+    slide = groups.get("slide") or _parent_folder(name if root is None else f"{root}/{name}")
+    return Place(slide, _coordinate(groups.get("x")), _coordinate(groups.get("y")))
 
 
 def sample_key(name: str, cohort: str, salt: int) -> str:
@@ -171,14 +171,9 @@ def _parent_folder(name: str) -> str | None:
     return None
 
 
-def _coordinate(groups: dict[str, str | None], axis: str, name: str) -> int | None:
-    text = groups.get(axis)
-    if not text:
-        return None
+def _coordinate(text: str | None) -> int | None:
     try:
-        value = int(text)
+        value = int(text or "")
     except ValueError:
-        value = 2**63
-    if not -(2**63) <= value < 2**63:
-        raise ConfigError(f"--key-pattern: group {axis} finds {text!r} in {name!r}, expected an integer")
-    return value
+        return None
+    return value if -(2**63) <= value < 2**63 else None

@@ -15,9 +15,10 @@ import xxhash
 
 from dinowds.errors import SourceError
 
-from .listing import Collector, Listing
+from .listing import NOT_AN_IMAGE_NAME, Collector, Listing
 from .records import decode_name
-from .tarscan import BLOCK, DIRECTORY, FILE, FileData, Member, TarData, is_header, scan_tar
+from .tarheader import BLOCK, is_header
+from .tarscan import DIRECTORY, FILE, FileData, Member, TarData, scan_tar
 
 SourceKind = Literal["tar", "compressed", "folder"]
 
@@ -27,7 +28,10 @@ _COMPRESSED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
 
 @dataclass(frozen=True)
 class Source:
-    """One input. `path` is its file's path as it was given, as text; size and time are of a tar, 0 for a folder."""
+    """One input. `path` is its file's path as it was given, as text; size and time are of a tar, 0 for a folder.
+
+    What payloads are read from has the place of an uncompressed tar as `file`, or the time of a folder's newest file.
+    """
 
     file: Path
     path: str
@@ -39,22 +43,40 @@ class Source:
 
 
 def open_sources(paths: Sequence[Path | str]) -> list[Source]:
-    """Look at each input once. Raises SourceError where one cannot be used or two have one cohort name."""
+    """Look at each input once. Raises SourceError where one cannot be used, is given twice, or shares a cohort name."""
     if not paths:
         raise SourceError("no source given; give tars or folders of images")
     sources: list[Source] = []
-    by_cohort: dict[str, str] = {}
     for path in paths:
         text = decode_name(os.fsencode(path))
         with readable(text):
-            source = _open_source(Path(path), text)
+            sources.append(_open_source(Path(path), text))
+    _check_given_once(sources)
+    by_cohort: dict[str, str] = {}
+    for source in sources:
         if other := by_cohort.get(source.cohort):
             raise SourceError(
                 f"{source.path}: its cohort name {source.cohort!r} is also that of {other}; rename one of the two"
             )
         by_cohort[source.cohort] = source.path
-        sources.append(source)
     return sources
+
+
+def check_unchanged(sources: Sequence[Source]) -> None:
+    """Raises SourceError where a tar is not the one that `open_sources` saw."""
+    for source in sources:
+        if source.kind != "folder":
+            with readable(source.path):
+                found = source.file.stat()
+            if (found.st_size, found.st_mtime_ns) != (source.num_bytes, source.mtime_ns):
+                raise changed(source)
+
+
+def changed(source: Source) -> SourceError:
+    """The error of a source that someone writes to."""
+    return SourceError(
+        f"{source.path}: changed while it was read; run the command again, with --overwrite, once nothing writes to it"
+    )
 
 
 def list_source(source: Source, data: TarData | None, report: Callable[[int], None]) -> Listing:
@@ -62,16 +84,16 @@ def list_source(source: Source, data: TarData | None, report: Callable[[int], No
 
     Raises SourceError where the source cannot be read to its end or has no image.
     """
-    digest = xxhash.xxh3_128()
+    times = _Times()
     with readable(source.path):
         if data is None:
             root = source.file
             collector = Collector(lambda name, _place, _size: (root / os.fsdecode(name)).read_bytes(), report)
-            collector.take(_walk(root, digest))
+            collector.take(_walk(root, times))
         else:
             collector = Collector(lambda _name, place, size: data.read(place, size), report)
             collector.take(scan_tar(data, source.path))
-    listing = collector.finish(digest)
+    listing = collector.finish(times.digest, times.newest_ns)
     if not len(listing.names):
         raise SourceError(f"{source.path}: {_why_no_image(source, listing, collector.extensions)}")
     return listing
@@ -116,6 +138,21 @@ def _open_source(file: Path, text: str) -> Source:
     return Source(file, text, cohort, kind, compression, found.st_size, found.st_mtime_ns)
 
 
+def _check_given_once(sources: Sequence[Source]) -> None:
+    """Neither links nor folders inside each other may bring a sample twice."""
+    seen: dict[tuple[int, int], Source] = {}
+    for source in sources:
+        with readable(source.path):
+            found = source.file.stat()
+        other = seen.setdefault((found.st_dev, found.st_ino), source)
+        if other is not source:
+            raise SourceError(f"{source.path}: is given twice, also as {other.path}; give it once")
+    folders = {source.file.resolve(): source for source in sources if source.kind == "folder"}
+    for folder, source in folders.items():
+        if outer := next((folders[parent] for parent in folder.parents if parent in folders), None):
+            raise SourceError(f"{source.path}: is given twice, also in {outer.path}; give only one of the two")
+
+
 def _check_tar_start(path: str, start: bytes) -> None:
     if not start:
         raise SourceError(f"{path}: is empty; give a tar with images")
@@ -137,21 +174,38 @@ def _tar_cohort(name: str) -> str:
 
 
 def _why_no_image(source: Source, listing: Listing, extensions: Counter[bytes]) -> str:
-    if archives := extensions[b"tar"] + extensions[b"gz"] + extensions[b"tgz"]:
-        return f"has no image files, but {archives} tars: give those"
-    found = ", ".join(f"{count} .{decode_name(name)}" for name, count in extensions.most_common(3))
-    left_out = listing.quarantine.num_rows + sum(listing.skipped.values())
-    if source.kind != "folder" and not left_out:
+    if archives := sum(extensions[suffix[1:].encode()] for suffix in _TAR_SUFFIXES):
+        if source.kind == "folder":
+            return f"has no image files, but {archives} tars: give those"
+        return f"has no image files, but {archives} tars inside: take them out (tar -xf {source.path}) and give those"
+    reasons = Counter(listing.quarantine["reason"].to_pylist())
+    names = reasons.pop(NOT_AN_IMAGE_NAME, 0)
+    found = [f"{count} .{decode_name(name)}" for name, count in extensions.most_common(3)] if names else []
+    found += [f"{count} × {reason}" for reason, count in (reasons + Counter(listing.skipped)).most_common()]
+    if source.kind != "folder" and not found:
         return "holds nothing; give a tar with images"
     what = "folder" if source.kind == "folder" else "tar"
     expected = "jpg, png, tif, webp, bmp, gif or jp2"
-    return f"this {what} has no image files ({found or 'nothing at all'}); expected names ending in {expected}"
+    said = ", ".join(found) or "nothing at all"
+    return f"this {what} has no image files ({said}); expected names ending in {expected}"
 
 
-def _walk(root: Path, times: xxhash.xxh3_128) -> Iterator[Member]:
+class _Times:
+    """When the files of a folder were last changed."""
+
+    def __init__(self) -> None:
+        self.digest = xxhash.xxh3_128()
+        self.newest_ns = 0
+
+    def add(self, mtime_ns: int) -> None:
+        self.digest.update(mtime_ns.to_bytes(8, "big", signed=True))
+        self.newest_ns = max(self.newest_ns, mtime_ns)
+
+
+def _walk(root: Path, times: _Times) -> Iterator[Member]:
     """The files under a folder, sorted by name folder by folder; links are not followed. The place is the position.
 
-    `times` is fed each file's time of change.
+    `times` gets each file's time of change.
     """
     pending: list[tuple[bytes, Iterator[os.DirEntry[bytes]]]] = [(b"", iter(_sorted_entries(os.fsencode(root))))]
     position = 0
@@ -169,7 +223,7 @@ def _walk(root: Path, times: xxhash.xxh3_128) -> Iterator[Member]:
             pending.append((name + b"/", iter(_sorted_entries(entry.path))))
         elif entry.is_file(follow_symlinks=False):
             found = entry.stat(follow_symlinks=False)
-            times.update(found.st_mtime_ns.to_bytes(8, "big"))
+            times.add(found.st_mtime_ns)
             yield FILE, name, position, found.st_size
         else:
             yield "device or pipe", name, position, 0

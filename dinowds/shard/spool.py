@@ -23,20 +23,32 @@ _OPENERS: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz
 
 
 class StreamData:
-    """`TarData` of a compressed tar, decompressed as it is read. Its offsets are those of the uncompressed tar."""
+    """`TarData` of a compressed tar, decompressed as it is read. Its offsets are those of the uncompressed tar.
+
+    A read may begin again inside the bytes of the one before it, not earlier.
+    """
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         self._stream = stream
         self._path = path
+        self._last = b""
         self._position = 0
 
     def read(self, offset: int, size: int) -> bytes:
         with decompressing(self._path):
             while self._position < offset and (skipped := len(self._stream.read(min(_STEP, offset - self._position)))):
                 self._position += skipped
-            content = self._stream.read(size) if self._position == offset else b""
-            self._position += len(content)
-        return content
+                self._last = b""
+            if offset > self._position:
+                return b""
+            content = (
+                self._last[len(self._last) - (self._position - offset) :][:size] if offset < self._position else b""
+            )
+            more = self._stream.read(size - len(content))
+            self._position += len(more)
+        if more:
+            self._last = content + more
+        return content + more
 
     def size(self) -> int:
         return self._position

@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Protocol
-from zlib import adler32
 
 from dinowds.errors import SourceError
 
-BLOCK = 512
+from .tarheader import BLOCK, header_name, is_header, padded, parse_number, parse_pax, plain_file_size
+
 FILE = ""
 """The kind of an ordinary file; every other kind is a word for people."""
 DIRECTORY = "directory"
 NO_END = "tar without its end marker: it may be cut short"
+AFTER_END = "data after the end marker"
+LONG_NAME = "name over 4,096 bytes"
 
 Member = tuple[str, bytes, int, int]
 """Kind, name as stored, offset of the payload, size of the payload."""
 
-_REGULAR = b"\0007"
 _KINDS = {
     b"1": "hard link",
     b"2": "symbolic link",
@@ -32,14 +33,14 @@ _KINDS = {
     b"6": "device or pipe",
 }
 _SPARSE = "sparse member"
-_MAX_METADATA = 16 << 20
+_MAX_METADATA = 1 << 20
+_MAX_NAME, _HEAD = 4096, 200
 _PREFETCH = 8 << 20
 _ZERO_STEP = 1 << 20
-_ADLER_BASE = 65521
 
 
 class TarData(Protocol):
-    """The bytes of an uncompressed tar. Offsets only ever grow."""
+    """The bytes of an uncompressed tar. An offset is never before that of the read before it."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the data."""
@@ -69,7 +70,8 @@ def scan_tar(data: TarData, source: str) -> Iterator[Member]:
     """Yield each member of a tar in order; `source` names it in errors.
 
     Goes on after zero blocks, so that joined tars (`cat a.tar b.tar`) are read whole. A tar that ends between two
-    members without an end marker yields one last member of kind `NO_END`.
+    members without an end marker yields one last member of kind `NO_END`; one that ends in something else after its end
+    marker yields one of kind `AFTER_END`. Of a name that is too long only a part is kept.
 
     Raises:
         SourceError: not a tar, cut short, or a header is damaged. What was yielded before is right.
@@ -81,17 +83,21 @@ def scan_tar(data: TarData, source: str) -> Iterator[Member]:
     while True:
         header = data.read(offset, BLOCK)
         if len(header) < BLOCK:
-            _check_end(data, source, offset, bool(header or own))
-            if not ended:
-                yield NO_END, b"", offset, 0
+            is_junk = ended and any(header)
+            _check_end(data, source, offset, bool(own or (header and not ended)))
+            if is_junk or not ended:
+                yield AFTER_END if is_junk else NO_END, b"", offset, 0
             return
-        if not own and not shared and (size := _plain_file_size(header)) >= 0:
-            yield FILE, _header_name(header), offset + BLOCK, size
+        if not own and not shared and (size := plain_file_size(header)) >= 0:
+            yield FILE, header_name(header), offset + BLOCK, size
             ended, offset = False, offset + BLOCK + padded(size)
             continue
         if not is_header(header):
             if header.count(0) < BLOCK:
-                raise SourceError(_not_a_header(source, offset))
+                if not ended or _has_header(data, offset):
+                    raise SourceError(_not_a_header(source, offset))
+                yield AFTER_END, b"", offset, 0
+                return
             ended, offset = True, _skip_zeros(data, offset)
             continue
         ended = False
@@ -108,73 +114,11 @@ def scan_tar(data: TarData, source: str) -> Iterator[Member]:
         except ValueError as error:
             raise SourceError(f"{source}: damaged tar header at byte {offset} ({error}); pack the tar again") from None
         own = {}
-        yield kind, name, start, size
+        if len(name) > _MAX_NAME:
+            yield LONG_NAME, name[:_HEAD], start, size
+        else:
+            yield kind, name, start, size
         offset = start + padded(size) if kind in (FILE, _SPARSE) else start
-
-
-def _plain_file_size(header: bytes) -> int:
-    """The size that the commonest kind of header tells: an ordinary file, all numbers octal. -1 for any other block."""
-    if header[156] != 0x30:
-        return -1
-    try:
-        expected = int(header[148:154], 8)
-        size = int(header[124:135], 8)
-    except ValueError:
-        return -1
-    total = (adler32(header) & 0xFFFF) - (adler32(header[148:156]) & 0xFFFF) + 256
-    return size if total == expected else -1
-
-
-def padded(size: int) -> int:
-    """`size` rounded up to whole blocks."""
-    return -(-size // BLOCK) * BLOCK
-
-
-def is_header(header: bytes) -> bool:
-    """Whether a block's checksum holds (sum of its 512 bytes, the checksum field counted as spaces)."""
-    stored = header[148:156]
-    try:
-        expected = int(stored.rstrip(b"\0 ") or b"x", 8)
-    except ValueError:
-        return False
-    # The low half of adler32 is 1 + the sum of the bytes, modulo 65521: a tenth of the time of sum().
-    total = (adler32(header) & 0xFFFF) - (adler32(stored) & 0xFFFF) + 256
-    if (total - expected) % _ADLER_BASE == 0:
-        return True
-    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
-    return signed == expected
-
-
-def parse_number(field: bytes) -> int:
-    """A number field: octal text, or base 256 where the first bit is set. Raises ValueError; never negative."""
-    if field[:1] and field[0] & 0x80:
-        value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-        if field[0] & 0x40:
-            raise ValueError("a negative size")
-        return value
-    text = field.partition(b"\0")[0].strip()
-    value = int(text or b"0", 8)
-    if value < 0:
-        raise ValueError("a negative size")
-    return value
-
-
-def parse_pax(content: bytes) -> dict[bytes, bytes]:
-    """The records `LENGTH KEYWORD=VALUE\\n` of a PAX header. Raises ValueError where they do not fit together."""
-    records: dict[bytes, bytes] = {}
-    position = 0
-    while position < len(content) and content[position]:
-        digits = content[position : content.find(b" ", position, position + 20)]
-        if not digits.isdigit():
-            raise ValueError("a PAX record without its length")
-        end = position + int(digits)
-        record = content[position + len(digits) + 1 : end]
-        keyword, equals, value = record.partition(b"=")
-        if end > len(content) or not equals or not value.endswith(b"\n"):
-            raise ValueError("a PAX record that does not fit its length")
-        records[keyword] = value[:-1]
-        position = end
-    return records
 
 
 def _read_metadata(data: TarData, start: int, size: int, source: str) -> bytes:
@@ -201,7 +145,7 @@ def _resolve(
     data: TarData, header: bytes, start: int, size: int, extra: dict[bytes, bytes]
 ) -> tuple[str, bytes, int, int]:
     """Kind, name, size and payload offset of a member whose metadata says `extra`."""
-    name = _header_name(header)
+    name = header_name(header)
     flag = header[156:157]
     kind = _KINDS.get(flag, FILE)
     if flag == b"\0" and name.endswith(b"/"):
@@ -217,15 +161,6 @@ def _resolve(
         if kind == FILE and any(keyword.startswith(b"GNU.sparse.") for keyword in extra):
             kind = _SPARSE
     return kind, name, size, start
-
-
-def _header_name(header: bytes) -> bytes:
-    end = header.find(b"\0", 0, 100)
-    name = header[: end if end >= 0 else 100]
-    # GNU's own format ("ustar  ") keeps times where USTAR keeps the prefix.
-    if header[345] and header[257:263] == b"ustar\0":
-        return header[345:500].partition(b"\0")[0] + b"/" + name
-    return name
 
 
 def _after_sparse_map(data: TarData, header: bytes, start: int) -> int:
@@ -249,6 +184,16 @@ def _skip_zeros(data: TarData, offset: int) -> int:
         offset += len(block)
         if len(block) < _ZERO_STEP:
             return offset
+
+
+def _has_header(data: TarData, offset: int) -> bool:
+    """Whether a member begins anywhere from `offset` on: then zeros before it were no end, but a hole."""
+    while block := data.read(offset, _ZERO_STEP):
+        for start in range(0, len(block) - BLOCK + 1, BLOCK):
+            if block[start + 257 : start + 262] == b"ustar" and is_header(block[start : start + BLOCK]):
+                return True
+        offset += len(block)
+    return False
 
 
 def _check_end(data: TarData, source: str, offset: int, inside: bool) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +14,23 @@ import pyarrow as pa
 import xxhash
 
 from dinowds.data.manifest import SAMPLES_SCHEMA
-from dinowds.errors import OutputError
 from dinowds.files import atomic_write
 
 from .images import NOT_AN_IMAGE, ImageInfo, NotTaken, describe_image
-from .payloads import Payloads, PayloadSource
+from .payloads import Payloads
 from .records import compile_key_pattern, decode_name, find_place, sample_key
+from .sources import Source
 from .ustar import UstarWriter
+from .workspace import output_errors
 
 _REPORT_EVERY = 512
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all shards of a run share. `folder` is where shards and rows are written."""
+    """What all shards of a run share. `folder` is where shards and rows are written; no source is compressed."""
 
-    sources: tuple[PayloadSource, ...]
+    sources: tuple[Source, ...]
     key_pattern: str
     folder: Path
 
@@ -42,7 +43,7 @@ class ShardTask:
     rows: Any
 
 
-class Rejected(NamedTuple):
+class Quarantined(NamedTuple):
     """A candidate that turned out not to be a whole image."""
 
     source: int
@@ -58,7 +59,7 @@ class DoneShard:
     rows: Any
     num_bytes: int
     sha256: str
-    rejected: tuple[Rejected, ...]
+    quarantined: tuple[Quarantined, ...]
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -84,10 +85,10 @@ def write_shard(
         OutputError: the shard cannot be written.
     """
     columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names}
-    images, rejected = _read_images(columns, payloads, report)
+    images, quarantined = _read_images(columns, payloads, report)
     samples = _Samples(job)
     num_bytes, sha256 = 0, ""
-    with _output_errors(job), ExitStack() as stack:
+    with output_errors(job.folder.parent), ExitStack() as stack:
         if images:
             tar = UstarWriter(stack.enter_context(atomic_write(shard_path(job.folder, task.index))))
             rows = zip(columns["source"], columns["name"], columns["label"], columns["salt"], strict=True)
@@ -96,31 +97,23 @@ def write_shard(
                     samples.write(tar, *row, *images.pop(index))
             num_bytes, sha256 = tar.finish()
         unfinished = stack.pop_all()
-    done = DoneShard(samples.table(), num_bytes, sha256, tuple(sorted(rejected)))
+    done = DoneShard(samples.table(), num_bytes, sha256, tuple(sorted(quarantined)))
 
     def finish() -> None:
-        with _output_errors(job):
+        with output_errors(job.folder.parent):
             unfinished.close()
             _write_rows(rows_path(job.folder, task.index), done)
 
     return finish
 
 
-@contextmanager
-def _output_errors(job: Job) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{job.folder.parent}: cannot be written ({error.strerror or error})") from None
-
-
 def _read_images(
     columns: dict[str, list[Any]], payloads: Payloads, report: Callable[[int, int], None]
-) -> tuple[dict[int, tuple[ImageInfo, bytes]], list[Rejected]]:
+) -> tuple[dict[int, tuple[ImageInfo, bytes]], list[Quarantined]]:
     """Row → image and its bytes, read in the order in which they lie in the sources; and those that are no images."""
     names, places, sizes, sources = (columns[name] for name in ("name", "place", "size", "source"))
     images: dict[int, tuple[ImageInfo, bytes]] = {}
-    rejected: list[Rejected] = []
+    quarantined: list[Quarantined] = []
     reported, num_bytes = 0, 0
     for count, row in enumerate(sorted(range(len(places)), key=lambda i: (sources[i], places[i])), 1):
         try:
@@ -129,12 +122,12 @@ def _read_images(
                 raise NotTaken(NOT_AN_IMAGE)
             images[row] = describe_image(payload), payload
         except NotTaken as reason:
-            rejected.append(Rejected(sources[row], places[row], decode_name(names[row]), str(reason)))
+            quarantined.append(Quarantined(sources[row], places[row], decode_name(names[row]), str(reason)))
         num_bytes += sizes[row]
         if count - reported >= _REPORT_EVERY or count == len(places):
             report(count - reported, num_bytes)
             reported, num_bytes = count, 0
-    return images, rejected
+    return images, quarantined
 
 
 class _Samples:
@@ -154,7 +147,8 @@ class _Samples:
         offset = tar.add(f"{key}.{image.ext}", payload)
         if label >= 0:
             tar.add(f"{key}.cls", str(label).encode())
-        place = find_place(name, self._pattern)
+        root = source.cohort if source.kind == "folder" else None
+        place = find_place(name, self._pattern, root)
         values = (
             *(key, 0, offset, len(payload), image.ext, xxhash.xxh3_128_digest(payload), source.cohort),
             *(
@@ -177,14 +171,14 @@ class _Samples:
 
 
 def _write_rows(path: Path, done: DoneShard) -> None:
-    notes = {"num_bytes": done.num_bytes, "sha256": done.sha256, "rejected": done.rejected}
+    notes = {"num_bytes": done.num_bytes, "sha256": done.sha256, "quarantined": done.quarantined}
     schema = SAMPLES_SCHEMA.with_metadata({"dinowds": json.dumps(notes)})
     with atomic_write(path) as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_table(done.rows.replace_schema_metadata(schema.metadata))
 
 
-def read_done(folder: Path, index: int, with_tar: bool = True) -> DoneShard | None:
-    """What is known of shard `index`, or None where it is not done; `with_tar` looks for its tar too."""
+def read_done(folder: Path, index: int) -> DoneShard | None:
+    """What is known of shard `index`, or None where it is not done."""
     path = rows_path(folder, index)
     if not path.exists():
         return None
@@ -192,11 +186,11 @@ def read_done(folder: Path, index: int, with_tar: bool = True) -> DoneShard | No
         with open(path, "rb") as file, pa.ipc.open_file(file) as reader:
             rows = reader.read_all()
         notes = json.loads(rows.schema.metadata[b"dinowds"])
-        rejected = tuple(Rejected(*entry) for entry in notes["rejected"])
-        done = DoneShard(rows.replace_schema_metadata(None), notes["num_bytes"], notes["sha256"], rejected)
+        quarantined = tuple(Quarantined(*entry) for entry in notes["quarantined"])
+        done = DoneShard(rows.replace_schema_metadata(None), notes["num_bytes"], notes["sha256"], quarantined)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if with_tar and done.num_bytes and _size_of(shard_path(folder, index)) != done.num_bytes:
+    if done.num_bytes and _size_of(shard_path(folder, index)) != done.num_bytes:
         return None
     return done
 

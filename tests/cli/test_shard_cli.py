@@ -122,6 +122,10 @@ def test_shard__bad_options_name_themselves(call: Call, cohort: Path, tmp_path: 
         (["--seed", "-1"], 1, "--seed"),
         (["--workers", "0"], 1, "--workers"),
         (["--shard-size", "many"], 2, "is not a size"),
+        (["--shard-size", "9" * 400], 2, "is not a size"),
+        (["--shard-size", "999999999TB"], 1, "--shard-size"),
+        (["--name", "n" * 250], 1, "--name"),
+        (["--name", "n\udcff"], 1, "--name"),
         (["--no-such-option"], 2, "No such option"),
     ):
         found, _, err = call(cohort, "--out", tmp_path / "out", *arguments)
@@ -130,6 +134,11 @@ def test_shard__bad_options_name_themselves(call: Call, cohort: Path, tmp_path: 
     assert call("--out", tmp_path / "out")[0] == 2
     assert call(cohort)[0] == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_shard__output_by_way_of_a_missing_folder(call: Call, cohort: Path, tmp_path: Path) -> None:
+    assert call(cohort, "--out", tmp_path / "q" / ".." / "out")[0] == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_shard__names_cannot_steer_the_terminal(call: Call, cohort: Path, tmp_path: Path) -> None:
@@ -171,7 +180,7 @@ def test_parse_size__units(text: str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1", "1iB", "1XB", "1e6", "1,5GB"])
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1iB", "1XB", "1e6", "1,5GB", "9" * 400, "1." + "9" * 400])
 def test_parse_size__nonsense_is_a_usage_error(text: str) -> None:
     import typer
 
@@ -179,8 +188,19 @@ def test_parse_size__nonsense_is_a_usage_error(text: str) -> None:
         parse_size(text)
 
 
-def test_default_workers__are_the_cores_up_to_eight() -> None:
-    assert 1 <= default_workers() <= 8
+def test_default_workers__are_the_cores_it_may_use_up_to_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = os.sched_getaffinity(0)
+    assert default_workers() == min(len(cores), 8)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert default_workers() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert default_workers() == 8
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert default_workers() == 1
 
 
 def test_format__bytes_and_names() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,9 @@ import pytest
 from PIL import Image
 
 import dinowds.data.summary
+from dinowds.data.manifest import read_manifest
 from dinowds.data.summary import summarize
+from dinowds.data.verify import verify_dataset
 from dinowds.errors import DatasetError
 from dinowds.shard.build import ShardOptions, build_dataset
 
@@ -40,7 +44,9 @@ def folder(tmp_path: Path) -> Path:
     for seed, name in enumerate(("alpha", "beta")):
         write_images(tmp_path / name, seed)
     (tmp_path / "beta" / "notes.txt").write_text("x")
-    build_dataset([tmp_path / "alpha", tmp_path / "beta"], tmp_path / "out", ShardOptions(max_count=17))
+    with tarfile.open(tmp_path / "alpha.tar", "w") as tar:  # in a folder each image has a slide
+        tar.add(tmp_path / "alpha", "")
+    build_dataset([tmp_path / "alpha.tar", tmp_path / "beta"], tmp_path / "out", ShardOptions(max_count=17))
     return tmp_path / "out"
 
 
@@ -73,9 +79,9 @@ def test_summary__equals_a_plain_count_of_the_rows(
 
 
 def test_summary__without_slides_and_labels(tmp_path: Path) -> None:
-    (tmp_path / "flat").mkdir()
-    Image.new("RGB", (3, 2)).save(tmp_path / "flat" / "a.png")
-    build_dataset([tmp_path / "flat"], tmp_path / "out", ShardOptions())
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "images" / "a.png")
+    build_dataset([tmp_path / "images"], tmp_path / "out", ShardOptions())
     summary = summarize(tmp_path / "out")
     assert (summary.slides, summary.samples_per_slide, summary.labels) == (0, None, {})
 
@@ -90,10 +96,55 @@ def test_summary__of_a_broken_index_is_an_error(folder: Path, tmp_path: Path) ->
     with pytest.raises(DatasetError, match=r"samples\.parquet: is not a Parquet file"):
         summarize(folder)
     pq.write_table(pa.table({"key": ["a"]}), path)
-    with pytest.raises(DatasetError, match=r"samples\.parquet: has no column 'cohort'"):
+    with pytest.raises(DatasetError, match=r"has no such column, expected a column 'shard' of type int32"):
         summarize(folder)
     path.write_bytes(content)
     pq.write_table(pq.read_table(path).slice(0, 50), tmp_path / "short")
     shutil.move(tmp_path / "short", path)
     with pytest.raises(DatasetError, match="has 50 rows, the manifest says 120"):
         summarize(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("size", pa.array(["1"] * 120), "has a column 'size' of type string, expected a column 'size' of type int64"),
+        ("size", pa.array([None] * 120, pa.int64()), "has rows without 'size'"),
+        ("slide", pa.array([b"\xff"] * 120).view(pa.string()), "cannot be read"),
+    ],
+)
+def test_summary__of_columns_that_cannot_be_is_one_line(folder: Path, column: str, values: Any, message: str) -> None:
+    path = folder / "samples.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.set_column(rows.column_names.index(column), column, values), path)
+    with pytest.raises(DatasetError) as caught:
+        summarize(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert any(damage.shard == "samples.parquet" for damage in verify_dataset(folder))
+
+
+def test_summary__of_an_index_with_changed_bytes_never_raises_anything_else(folder: Path) -> None:
+    path = folder / "samples.parquet"
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    messages = []
+    for _ in range(150):
+        changed = bytearray(content)
+        for position in random.integers(0, len(content), 3):
+            changed[position] = random.integers(256)
+        path.write_bytes(changed)
+        try:
+            summarize(folder)
+        except DatasetError as error:
+            messages.append(str(error))
+        messages += [damage.problem for damage in verify_dataset(folder)]
+    assert len(messages) > 150
+    assert not any("\n" in message for message in messages)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "1", "{}", '{"dinowds": []}', "[" * 200_000])
+def test_manifest__that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"manifest\.json: (not a manifest of dinowds|cannot be read as JSON)"):
+        read_manifest(tmp_path)

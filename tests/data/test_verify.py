@@ -183,3 +183,17 @@ def test_verify__counts_of_the_manifest_are_compared(dataset_copy: Path) -> None
     content["shardlist"][1]["nsamples"] = 10
     path.write_text(json.dumps(content))
     assert [damage.shard for damage in verify_dataset(dataset_copy)] == ["manifest.json"]
+
+
+def test_verify__files_that_the_manifest_does_not_list_are_named(dataset_copy: Path) -> None:
+    (dataset_copy / "shards" / "out-000009.tar").write_bytes(b"x")
+    (dataset_copy / "quarantine.jsonl").write_text('{"source": "s", "member": "m", "reason": "r"}\n')
+    assert verify_dataset(dataset_copy) == [
+        Damage("shards/out-000009.tar", None, "the manifest does not list this file"),
+        Damage("quarantine.jsonl", None, "its counts of reasons are not the manifest's"),
+    ]
+    (dataset_copy / "shards" / "out-000009.tar").unlink()
+    for content in (b"[]\n", b"{\n", b"\xff\n", b"[" * 200_000):
+        (dataset_copy / "quarantine.jsonl").write_bytes(content)
+        (damage,) = verify_dataset(dataset_copy)
+        assert damage.problem.startswith("cannot be read (")

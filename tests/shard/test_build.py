@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gzip
 import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
+from dinowds.data.manifest import SAMPLES_SCHEMA, Manifest, read_manifest
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, DinowdsError, OutputError, SourceError
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset, plan_dataset
-from dinowds.shard.workspace import claim
+from dinowds.shard.workspace import Workspace, claim, output_errors
 
 MakeTar = Callable[..., Path]
 NAMED = ShardOptions(name="same", max_count=7)
@@ -225,7 +227,87 @@ def test_build__finished_dataset_is_refused_or_replaced(tmp_path: Path, make_tar
     assert sorted(tree(out / "shards")) == ["other-000000.tar"]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "shards/mine.tar", "manifest.json"])
+def test_build__overwrite_keeps_the_old_dataset_until_the_new_one_is_whole(tmp_path: Path, make_tar: MakeTar) -> None:
+    good, other = make_tar(tmp_path / "a.tar", 30), make_tar(tmp_path / "b.tar", 40, 100)
+    out, anew = tmp_path / "out", replace(NAMED, overwrite=True)
+    build_dataset([good], out, NAMED)
+    before = tree(out)
+    (tmp_path / "cut.tar").write_bytes(good.read_bytes()[:9000])
+    with pytest.raises(SourceError, match="is cut short"):
+        build_dataset([other, tmp_path / "cut.tar"], out, anew)
+    assert tree(out) == before
+    build_partly([other], out, anew, 21)
+    assert tree(out).items() > before.items()
+    assert verify_dataset(out) == []
+    with pytest.raises(OutputError, match="already holds a dataset"):
+        build_dataset([other], out, NAMED)
+    seen: list[ShardProgress] = []
+    build_dataset([other], out, anew, seen.append)
+    assert min(progress.samples for progress in seen if progress.phase == "write") >= 14
+    build_dataset([other], tmp_path / "whole", NAMED)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_build__another_command_replaces_what_a_publication_left(tmp_path: Path, make_tar: MakeTar) -> None:
+    source = make_tar(tmp_path / "a.tar", 30)
+    out = tmp_path / "out"
+    build_dataset([source], out, NAMED)
+    # As if the run had ended after two of its shards had their names.
+    (out / ".unfinished").mkdir()
+    for name in ("manifest.json", "samples.parquet", "quarantine.jsonl"):
+        (out / name).rename(out / ".unfinished" / name)
+    (out / ".unfinished" / "state.json").write_text('{"fingerprint": {"--seed": 7}, "digests": {}, "tars": []}')
+    with pytest.raises(OutputError, match="the unfinished dataset of another command"):
+        build_dataset([source], out, NAMED)
+    build_dataset([source], out, replace(NAMED, name="new", overwrite=True))
+    assert sorted(tree(out / "shards")) == [f"new-{i:06d}.tar" for i in range(5)]
+    assert verify_dataset(out) == []
+
+
+def test_build__published_shard_that_is_damaged_is_written_again(tmp_path: Path, make_tar: MakeTar) -> None:
+    source = make_tar(tmp_path / "a.tar", 30)
+    out = tmp_path / "out"
+
+    class Broken(Workspace):
+        def publish(self, manifest: Manifest, tars: Sequence[Path]) -> None:
+            os.truncate(tars[2], 1000)
+            super().publish(manifest, tars)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dinowds.shard.workspace.Workspace", Broken)
+        with pytest.raises(OutputError, match=r"same-000002\.tar: is gone or damaged; give the same command again"):
+            build_dataset([source], out, NAMED)
+    assert not (out / "manifest.json").exists()
+    build_dataset([source], out, NAMED)
+    build_dataset([source], tmp_path / "whole", NAMED)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_build__unfinished_folder_that_cannot_be_removed_is_no_failure(tmp_path: Path, make_tar: MakeTar) -> None:
+    source = make_tar(tmp_path / "a.tar", 3)
+
+    def leave_something(progress: ShardProgress) -> None:
+        if progress.phase == "index":  # on NFS a removed open file stays under a new name
+            (tmp_path / "out" / ".unfinished" / ".nfs0001").mkdir()
+
+    manifest = build_dataset([source], tmp_path / "out", NAMED, leave_something)
+    assert manifest.num_samples == 3
+    assert [path.name for path in (tmp_path / "out" / ".unfinished").iterdir()] == [".nfs0001"]
+    with pytest.raises(OutputError, match="already holds a dataset"):
+        build_dataset([source], tmp_path / "out", NAMED)
+
+
+def test_build__shard_that_the_manifest_does_not_list_is_never_removed(tmp_path: Path, make_tar: MakeTar) -> None:
+    source = make_tar(tmp_path / "a.tar", 3)
+    build_dataset([source], tmp_path / "out", NAMED)
+    (tmp_path / "out" / "shards" / "train-000000.tar").write_text("mine")
+    before = tree(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"holds 'shards/train-000000\.tar', which dinowds did not write"):
+        build_dataset([source], tmp_path / "out", replace(NAMED, overwrite=True))
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "shards/mine.tar", "shards/train-000000.tar", "manifest.json"])
 def test_build__foreign_files_are_never_removed(tmp_path: Path, make_tar: MakeTar, name: str) -> None:
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
@@ -263,6 +345,56 @@ def test_build__source_that_shrinks_meanwhile_is_an_error(tmp_path: Path, make_t
         assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_build__tar_that_is_rewritten_in_place_meanwhile_is_an_error(
+    tmp_path: Path, make_tar: MakeTar, packed: bool
+) -> None:
+    source, other = make_tar(tmp_path / "a.tar", 30), make_tar(tmp_path / "b.tar", 30, 100)
+    content = other.read_bytes()
+    if packed:
+        source.write_bytes(gzip.compress(source.read_bytes()))
+        content = gzip.compress(content)
+
+    def rewrite(progress: ShardProgress) -> None:
+        if progress.phase == "write":
+            source.write_bytes(content)
+
+    with pytest.raises(SourceError, match=r"a\.tar: changed while it was read"):
+        build_dataset([source], tmp_path / "out", NAMED, rewrite)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(OutputError, match="sources that changed since"):
+        build_dataset([source], tmp_path / "out", NAMED)
+    build_dataset([source], tmp_path / "out", replace(NAMED, overwrite=True))
+    assert verify_dataset(tmp_path / "out") == []
+
+
+def test_build__decompressed_tar_is_kept_for_the_next_run(tmp_path: Path, make_tar: MakeTar) -> None:
+    packed = tmp_path / "p.tar.gz"
+    packed.write_bytes(gzip.compress(make_tar(tmp_path / "p.tar", 13).read_bytes()))
+    late = make_tar(tmp_path / "z.tar", 5, 100)
+    good = late.read_bytes()
+    late.write_bytes(good[:5000])
+    out = tmp_path / "out"
+
+    def phases_of_a_run() -> set[str]:
+        seen: set[str] = set()
+        with contextlib.suppress(SourceError):
+            build_dataset([packed, late], out, NAMED, lambda progress: seen.add(progress.phase))
+        return seen
+
+    assert phases_of_a_run() == {"decompress", "list"}
+    (spooled,) = (out / ".unfinished").glob("source-*.tar")
+    assert phases_of_a_run() == {"list"}
+    late.write_bytes(good)
+    assert phases_of_a_run() == {"list", "write", "index"}
+    assert not spooled.exists()
+    # What is no tar at all is not worth keeping.
+    packed.write_bytes(gzip.compress(b"text" * 999))
+    with pytest.raises(SourceError, match="is not a tar"):
+        build_dataset([packed], tmp_path / "other", NAMED)
+    assert not (tmp_path / "other").exists()
+
+
 def test_build__file_of_a_folder_that_changes_meanwhile_is_an_error(
     tmp_path: Path, make_image: Callable[..., bytes]
 ) -> None:
@@ -274,11 +406,15 @@ def test_build__file_of_a_folder_that_changes_meanwhile_is_an_error(
         if progress.phase == "write":
             (folder / "a.jpg").write_bytes(make_image(0) + b"more")
 
+    def rewrite(progress: ShardProgress) -> None:
+        if progress.phase == "write":
+            (folder / "a.jpg").write_bytes(make_image(0)[::-1])
+
     def vanish(progress: ShardProgress) -> None:
         if progress.phase == "write":
             (folder / "a.jpg").unlink()
 
-    for change in (grow, vanish):
+    for change in (rewrite, grow, vanish):
         with pytest.raises(SourceError, match="changed while it was read"):
             build_dataset([folder], tmp_path / "out", NAMED, change)
 
@@ -288,8 +424,46 @@ def test_build__disk_that_cannot_be_written_is_one_line(tmp_path: Path, make_tar
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="is a file"):
         build_dataset([source], tmp_path / "file", NAMED)
-    with pytest.raises(OutputError, match="Not a directory"):
+    with pytest.raises(OutputError, match=r"cannot be written \(Not a directory\)$"):
         build_dataset([source], tmp_path / "file" / "out", NAMED)
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, True), (errno.EACCES, False)]
+)
+def test_output_errors__advise_the_same_command_only_where_it_can_help(code: int, advice: bool) -> None:
+    with pytest.raises(OutputError) as caught, output_errors(Path("out")):
+        raise OSError(code, os.strerror(code))
+    assert ("give the same command again" in str(caught.value)) == advice
+
+
+def test_build__output_by_way_of_a_missing_folder_keeps_the_real_error(tmp_path: Path, make_tar: MakeTar) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jpg").write_bytes(b"text")
+    with pytest.raises(SourceError, match="not one image"):
+        build_dataset([tmp_path / "folder"], tmp_path / "q" / ".." / "deep" / "out", NAMED)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+    build_dataset([make_tar(tmp_path / "a.tar", 3)], tmp_path / "q" / ".." / "out", NAMED)
+    assert verify_dataset(tmp_path / "out") == []
+    assert not (tmp_path / "q").exists()
+
+
+def test_build__paths_that_are_not_unicode(tmp_path: Path, make_image: Callable[..., bytes]) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    (odd / "source").mkdir(parents=True)
+    (odd / "source" / "a.jpg").write_bytes(make_image(0))
+    for out in (odd / "out", Path(f"{tmp_path}/out\udcff")):
+        with pytest.raises(ConfigError, match=r"^--out: .*\\\\xff.* is not UTF-8"):
+            build_dataset([odd / "source"], out, ShardOptions())
+    build_dataset([odd / "source"], tmp_path / "out", ShardOptions())
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    assert rows[0]["source"] == f"{tmp_path}/odd\\xff/source"
+    assert verify_dataset(tmp_path / "out") == []
+
+
+def test_build__pattern_that_finds_words_goes_to_its_end(tmp_path: Path, make_tar: MakeTar) -> None:
+    build_dataset([make_tar(tmp_path / "a.tar", 6)], tmp_path / "out", replace(NAMED, key_pattern="(?P<x>.*)_"))
+    assert set(pq.read_table(tmp_path / "out" / "samples.parquet")["x"].to_pylist()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -300,7 +474,10 @@ def test_build__disk_that_cannot_be_written_is_one_line(tmp_path: Path, make_tar
         ({"max_count": 0}, "--max-count"),
         ({"workers": 0}, "--workers"),
         ({"key_pattern": "("}, "--key-pattern"),
-        ({"key_pattern": "(?P<x>.*)_"}, "--key-pattern"),
+        ({"shard_size": 10**30}, "--shard-size"),
+        ({"name": "n" * 201}, "--name"),
+        ({"name": "組" * 67}, "--name"),
+        ({"name": "n\udcff"}, "--name"),
     ],
 )
 def test_build__options_that_cannot_work_are_errors(

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import struct
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dinowds.shard.images import CUT_SHORT, DAMAGED, NOT_AN_IMAGE, NotTaken, describe_image, looks_like_image
+from dinowds.data.decode import MAX_PIXELS
+from dinowds.data.jpeg import jpeg_frame
+from dinowds.shard.images import (
+    CUT_SHORT,
+    DAMAGED,
+    NOT_AN_IMAGE,
+    TOO_LARGE,
+    NotTaken,
+    describe_image,
+    looks_like_image,
+)
 
 MakeImage = Callable[..., bytes]
 SAVES: dict[str, tuple[str, dict[str, object]]] = {
@@ -105,6 +117,19 @@ def test_describe__images_without_a_size_are_damaged(make_image: MakeImage) -> N
             describe_image(payload)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_describe__more_pixels_than_can_be_decoded_are_too_large(make_image: MakeImage, kind: str) -> None:
+    payload = bytearray(make_image(0, kind=kind))
+    side = math.isqrt(MAX_PIXELS)
+    size = struct.Struct(">HH" if kind == "JPEG" else ">II")
+    start = payload.index(b"\xff\xc0") + 5 if kind == "JPEG" else 16
+    size.pack_into(payload, start, side, side)
+    assert describe_image(bytes(payload)).width == side
+    size.pack_into(payload, start, side + 1, side + 1)
+    with pytest.raises(NotTaken, match=TOO_LARGE):
+        describe_image(bytes(payload))
+
+
 def test_describe__huge_claims_of_rarer_formats_are_refused_without_a_warning() -> None:
     content = bytearray(save("RGB", 4, 4, "bmp"))
     content[18:26] = (60000).to_bytes(4, "little") * 2
@@ -113,3 +138,16 @@ def test_describe__huge_claims_of_rarer_formats_are_refused_without_a_warning() 
     content[18:26] = (10000).to_bytes(4, "little") * 2
     with pytest.raises(NotTaken, match=f"{CUT_SHORT}|{DAMAGED}"):
         describe_image(bytes(content))
+
+
+@pytest.mark.parametrize(("mode", "components"), [("L", 1), ("RGB", 3), ("CMYK", 4)])
+@pytest.mark.parametrize("save_as", ["baseline", "progressive", "exif", "restarts"])
+def test_jpeg_frame__equals_pillow_and_is_none_where_it_is_cut_off(save_as: str, mode: str, components: int) -> None:
+    payload = save(mode, 300, 7, save_as)
+    assert jpeg_frame(payload) == (300, 7, components)
+    scan = payload.index(b"\xff\xda")
+    frame = max(payload.rfind(b"\xff\xc0", 0, scan), payload.rfind(b"\xff\xc2", 0, scan))
+    for length in range(frame + 9):
+        assert jpeg_frame(payload[:length]) is None
+    for other in (b"", b"\xff\xd8\xff\xd9", b"\xff\xd8text", b"\xff\xd8\xff\xe0\0\1", payload[:2] + payload[scan:]):
+        assert jpeg_frame(other) is None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from dinowds.data.verify import verify_dataset
 
 COMMAND = [str(Path(sys.executable).with_name("dinowds")), "shard"]
 NUM_KILLS = 10
@@ -22,10 +24,11 @@ from pathlib import Path
 from dinowds.shard.build import ShardOptions, build_dataset
 
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-sources, out = [Path(path) for path in sys.argv[2:]], Path(sys.argv[1])
+old, *sources = [Path(path) for path in sys.argv[3:]]
+out, is_replaced = Path(sys.argv[1]), sys.argv[2] == "replace"
 reference = Path(str(out) + "-reference")
 
-def run(out, kill_at=0):
+def run(out, kill_at=0, sources=sources):
     pid = os.fork()
     if pid == 0:
         count = 0
@@ -36,7 +39,7 @@ def run(out, kill_at=0):
                 if count == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
-        build_dataset(sources, out, ShardOptions(name="same", max_count=4))
+        build_dataset(sources, out, ShardOptions(name="same", max_count=4, overwrite=is_replaced))
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
@@ -45,17 +48,21 @@ def tree(folder):
 
 assert run(reference) == 0
 expected = tree(reference)
+assert run(Path(str(out) + "-old"), sources=[old]) == 0
+before = tree(Path(str(out) + "-old"))
 kill_at = 0
 while True:
     kill_at += 1
+    if is_replaced:
+        shutil.copytree(str(out) + "-old", out)
     if run(out, kill_at) == 0:
         break
     looks_finished = (out / "manifest.json").exists()
-    assert not looks_finished or tree(out).items() >= expected.items(), kill_at
+    whole = [before, expected] if is_replaced else [expected]
+    assert not looks_finished or any(tree(out).items() >= files.items() for files in whole), kill_at
     status = run(out)
     if status and looks_finished:  # killed in the very last steps: complete, and so refused
-        assert not (out / ".unfinished" / "state.json").exists(), kill_at
-        (out / ".unfinished").exists() and (out / ".unfinished").rmdir()
+        assert not (out / ".unfinished").exists(), kill_at
     else:
         assert status == 0, kill_at
     assert tree(out) == expected, (kill_at, sorted(tree(out)), sorted(expected))
@@ -68,11 +75,13 @@ def _tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+@pytest.mark.parametrize("how", ["new", "replace"])
 def test_build__killed_at_each_file_operation_ends_with_the_same_bytes(
-    tmp_path: Path, make_tar: Callable[..., Path]
+    tmp_path: Path, make_tar: Callable[..., Path], how: str
 ) -> None:
-    sources = [make_tar(tmp_path / "a.tar", 9), make_tar(tmp_path / "b.tar", 4, 50)]
-    arguments = [sys.executable, "-c", KILL_AT_EVERY_OPERATION, str(tmp_path / "out"), *map(str, sources)]
+    counts = {"old": 21, "a": 9, "b": 4}  # the old one has more shards than the new one
+    sources = [make_tar(tmp_path / f"{name}.tar", count, 50 * count) for name, count in counts.items()]
+    arguments = [sys.executable, "-c", KILL_AT_EVERY_OPERATION, str(tmp_path / "out"), how, *map(str, sources)]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     # Not one of these operations may have been left out: 4 shards with their rows, notes, index, names, removals.
     assert result.returncode == 0, result.stderr
@@ -88,56 +97,79 @@ def test_shard__killed_at_random_moments_ends_with_the_same_bytes(
         (tmp_path / "folder" / "slide" / f"{index}_0.png").write_bytes(make_image(1000 + index, kind="PNG"))
     options = ["--name", "same", "--max-count", "10", "--workers", "2"]
     arguments = [*COMMAND, *map(str, sources), *options, "--out"]
-    began = time.monotonic()
     subprocess.run([*arguments, str(tmp_path / "reference")], check=True, capture_output=True)
-    duration = time.monotonic() - began
     expected = _tree(tmp_path / "reference")
     assert len(expected) == 3 + 1 + 50
     random = np.random.default_rng(0)
-    killed = rounds = 0
-    while killed < NUM_KILLS or rounds < 2:
+    kills_with_shards = kills = rounds = 0
+    while kills < NUM_KILLS or rounds < 2:
         out = tmp_path / f"out-{rounds}"
-        while not _run_or_kill([*arguments, str(out)], float(random.uniform(0.2, 1.1)) * duration):
-            killed += 1
+        done: dict[str, int] = {}
+        while not _run_or_kill([*arguments, str(out)], out, len(done) + int(random.integers(0, 12))):
+            kills += 1
             assert not (out / "manifest.json").exists() or expected.items() <= _tree(out).items()
+            if not (out / "shards").exists():
+                before, done = done, _done_shards(out)
+                assert before.items() <= done.items()  # none was lost or written again
+                kills_with_shards += len(done) > len(before)
         assert _tree(out) == expected
         rounds += 1
+    assert kills_with_shards >= NUM_KILLS // 2
 
 
-def _run_or_kill(arguments: list[str], seconds: float) -> bool:
-    """Whether the command finished before it was killed. Its group is not killed: workers must end by themselves."""
+def _done_shards(out: Path) -> dict[str, int]:
+    """Rows file of each finished shard → when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (out / ".unfinished").glob("shard-*.arrow")}
+
+
+def _run_or_kill(arguments: list[str], out: Path, shards: int) -> bool:
+    """Whether the command finished before it had `shards` finished shards, at which it is killed.
+
+    Its group is not killed: workers must end by themselves.
+    """
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()  # returns once no worker holds the pipe either
-        return False
-    assert process.returncode == 0 or b"already holds a dataset" in errors, errors
-    return True
+    while process.poll() is None and (len(list(out.glob(".unfinished/*.arrow"))) < shards or not out.exists()):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
+    process.kill()
+    _, errors = process.communicate()  # returns once no worker holds the pipe either
+    assert process.returncode in (0, -signal.SIGKILL) or b"already holds a dataset" in errors, errors
+    return process.returncode != -signal.SIGKILL
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-def test_shard__interrupted_ends_its_workers_quietly(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
-    source = make_tar(tmp_path / "a.tar", 2000)
-    arguments = [*COMMAND, str(source), "--max-count", "2", "--workers", "2", "--out", str(tmp_path / "out")]
+def test_shard__interrupted_ends_its_workers_quietly_and_goes_on(
+    tmp_path: Path, make_tar: Callable[..., Path], sent: signal.Signals
+) -> None:
+    source, out = make_tar(tmp_path / "a.tar", 600), tmp_path / "out"
+    arguments = [*COMMAND, str(source), "--max-count", "2", "--workers", "2", "--out", str(out)]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("write"):
             break
-    while not any((tmp_path / "out" / ".unfinished").glob("shard-*.arrow")):
+    while not _done_shards(out):
         assert process.poll() is None
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     for child in children:
-        os.kill(int(child), signal.SIGINT)
-    done = len(list((tmp_path / "out" / ".unfinished").glob("shard-*.arrow")))
-    while len(list((tmp_path / "out" / ".unfinished").glob("shard-*.arrow"))) < done + 10:
+        os.kill(int(child), sent)
+    done = len(_done_shards(out))
+    while len(_done_shards(out)) < done + 10:
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
+    os.killpg(process.pid, sent)
+    _, errors = process.communicate()  # returns once no worker holds the pipe either
+    assert process.returncode == 75
     assert errors.count("\n") == 1
     assert "interrupted; give the same command again to go on" in errors
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (out / "manifest.json").exists()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert f"write: {600:,} samples" in again.stderr
+    assert sorted(path.name for path in out.iterdir()) == [
+        "manifest.json",
+        "quarantine.jsonl",
+        "samples.parquet",
+        "shards",
+    ]
+    assert verify_dataset(out) == []

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 
 from dinowds.errors import OutputError, SourceError
-from dinowds.shard.payloads import PayloadSource
 from dinowds.shard.pool import write_shards
+from dinowds.shard.sources import Source
 from dinowds.shard.writer import Job, ShardTask, read_done
 
 HANG_IN_WORKERS = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from dinowds.shard.payloads import PayloadSource
 from dinowds.shard.pool import write_shards
+from dinowds.shard.sources import Source
 from dinowds.shard.writer import Job, ShardTask
 
 def tasks(rows):
@@ -34,7 +34,7 @@ def tasks(rows):
 if __name__ == "__main__":
     source = Path(sys.argv[1])
     columns = {"name": [b"pipe.jpg"], "place": [0], "size": [9], "label": [-1], "source": [0], "salt": [-1]}
-    job = Job((PayloadSource("s", "s", source, True),), "", source)
+    job = Job((Source(source, "s", "s", "folder", "", 0, 2**63),), "", source)
     write_shards(job, tasks(pa.table(columns)), 2, 2, lambda *_: None)
 """
 
@@ -60,7 +60,7 @@ def test_write__error_of_one_shard_ends_the_run_and_keeps_finished_ones(
 ) -> None:
     payload = make_image(0)
     (tmp_path / "good.jpg").write_bytes(payload)
-    job = Job((PayloadSource("given", "c", tmp_path, True),), "", tmp_path)
+    job = Job((Source(tmp_path, "given", "c", "folder", "", 0, 2**63),), "", tmp_path)
 
     def tasks() -> Iterator[ShardTask]:
         yield task(0, b"good.jpg", len(payload))
@@ -80,7 +80,7 @@ def test_write__folder_that_cannot_be_written_is_one_line(
 ) -> None:
     payload = make_image(0)
     (tmp_path / "good.jpg").write_bytes(payload)
-    job = Job((PayloadSource("given", "c", tmp_path, True),), "", tmp_path / "gone" / ".unfinished")
+    job = Job((Source(tmp_path, "given", "c", "folder", "", 0, 2**63),), "", tmp_path / "gone" / ".unfinished")
     tasks = [task(index, b"good.jpg", len(payload)) for index in range(3)]
     with pytest.raises(OutputError, match=r"gone: cannot be written \(No such file or directory\)"):
         write_shards(job, iter(tasks), 3, workers, lambda *_: None)
@@ -88,7 +88,7 @@ def test_write__folder_that_cannot_be_written_is_one_line(
 
 def test_write__worker_that_is_killed_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    job = Job((PayloadSource("given", "c", tmp_path, True),), "", tmp_path)
+    job = Job((Source(tmp_path, "given", "c", "folder", "", 0, 2**63),), "", tmp_path)
 
     def tasks() -> Iterator[ShardTask]:
         yield task(0, b"pipe.jpg", 5)

@@ -7,6 +7,7 @@ import json
 import tarfile
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -77,6 +78,46 @@ def test_wids__gives_back_keys_and_bytes_of_hostile_tars(
     dataset.close()
     assert len(found) == 26
     _compare(dataset_folder, hostile_tars, found)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, make_image: Callable[..., bytes]) -> tuple[Path, dict[str, tuple[bytes, int | None]]]:
+    """A dataset of 20 images, most of them with a label, and what each key must give."""
+    expected: dict[str, tuple[bytes, int | None]] = {}
+    for index in range(20):
+        folder = tmp_path / "source" / f"slide{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.jpg").write_bytes(make_image(index))
+        label = None if index % 5 == 0 else index % 4
+        if label is not None:
+            (folder / f"{index}.cls").write_text(f"{label * 10}\n")
+        expected[f"{folder.name}/{index}"] = make_image(index), label
+    build_dataset([tmp_path / "source"], tmp_path / "labelled", ShardOptions(max_count=7))
+    return tmp_path / "labelled", expected
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves closing to the collector
+def test_labels__are_what_webdataset_and_wids_give_beside_the_image(
+    labelled: tuple[Path, dict[str, tuple[bytes, int | None]]], tmp_path: Path
+) -> None:
+    import webdataset
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import wids
+    folder, expected = labelled
+    urls = [str(path) for path in sorted((folder / "shards").iterdir())]
+    decoded = webdataset.WebDataset(urls, shardshuffle=False).decode()
+    assert {s["__key__"]: (s["jpg"], s.get("cls")) for s in decoded} == expected
+    manifest = str(folder / "manifest.json")
+    dataset = wids.ShardListDataset(manifest, cache_dir=str(tmp_path / "labels"), transformations=[])
+    found = {}
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        label = int(sample[".cls"].read()) if ".cls" in sample else None
+        found[sample["__key__"]] = sample[".jpg"].read(), label
+    dataset.close()
+    assert found == expected
 
 
 def test_quarantine__lists_what_a_user_would_wonder_about(dataset_folder: Path, hostile_tars: list[Path]) -> None:

@@ -121,10 +121,19 @@ def test_place__own_pattern_names_slide_and_position() -> None:
     assert find_place("folder/1_2.jpg", compile_key_pattern("")) == ("folder", None, None)
 
 
-def test_place__own_pattern_that_finds_no_integer_is_an_error() -> None:
-    for text in ("abc", "1.5", "9" * 30):
-        with pytest.raises(ConfigError, match=r"--key-pattern: group x finds .* expected an integer"):
-            find_place(f"{text}_.jpg", compile_key_pattern("(?P<x>.*)_"))
+def test_place__what_is_no_integer_of_64_bits_is_none() -> None:
+    pattern = compile_key_pattern("(?P<x>.*)_(?P<y>.*)_")
+    for text in ("abc", "1.5", "9" * 30, "9" * 5000, str(2**63), ""):
+        assert find_place(f"{text}_7_.jpg", pattern) == (None, None, 7)
+    assert find_place(f"{-(2**63)}_{2**63 - 1}_.jpg", pattern) == (None, -(2**63), 2**63 - 1)
+
+
+def test_place__of_an_image_at_a_folders_root_has_the_folder_as_slide() -> None:
+    pattern = compile_key_pattern(DEFAULT_KEY_PATTERN)
+    assert find_place("1_2.jpg", pattern, "slide_7") == ("slide_7", 1, 2)
+    assert find_place("Patches/1_2.jpg", pattern, "slide_7") == ("slide_7", 1, 2)
+    assert find_place("inner/1_2.jpg", pattern, "slide_7") == ("inner", 1, 2)
+    assert find_place("1_2.jpg", pattern, "Images") == (None, 1, 2)
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?P<x>", "[0-9]+", "(?P<z>a)"])

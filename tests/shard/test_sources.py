@@ -89,6 +89,26 @@ def test_open__missing_special_and_double_inputs_are_errors(tmp_path: Path, make
         open_sources(tars)
 
 
+def test_open__what_is_given_twice_is_an_error(tmp_path: Path, make_tar: MakeTar) -> None:
+    source = make_tar(tmp_path / "a.tar", 1)
+    (tmp_path / "link.tar").symlink_to(source)
+    os.link(source, tmp_path / "hard.tar")
+    (tmp_path / "folder" / "inner" / "most").mkdir(parents=True)
+    (tmp_path / "way").symlink_to(tmp_path / "folder" / "inner")
+    for first, second in (
+        ("a.tar", "a.tar"),
+        ("a.tar", "link.tar"),
+        ("hard.tar", "a.tar"),
+        ("folder", "folder"),
+        ("folder", "folder/inner/most"),
+        ("folder/inner/most", "folder"),
+        ("folder", "way"),
+    ):
+        with pytest.raises(SourceError, match="is given twice, also"):
+            open_sources([tmp_path / first, tmp_path / second])
+    assert len(open_sources([source, tmp_path / "folder"])) == 2
+
+
 def test_list__without_images_says_what_is_there(tmp_path: Path, make_tar: MakeTar) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -101,6 +121,16 @@ def test_list__without_images_says_what_is_there(tmp_path: Path, make_tar: MakeT
         listing_of(tmp_path / "void")
     with pytest.raises(SourceError, match=r"this tar has no image files \(2 \.txt, 1 \.csv\)"):
         listing_of(write_tar(tmp_path / "texts.tar", {"a.txt": b"1", "b.txt": b"2", "c.csv": b"3"}))
+    inner = {"1.tar": b"x", "2.tar.gz": b"x", "3.tgz": b"x", "4.csv.gz": b"x"}
+    with pytest.raises(SourceError, match=r"but 3 tars inside: take them out \(tar -xf .*outer\.tar\) and give those"):
+        listing_of(write_tar(tmp_path / "outer.tar", inner))
+    with pytest.raises(SourceError, match=r"no image files \(2 \.csv\.gz\)"):
+        listing_of(write_tar(tmp_path / "tables.tar", {"a/b.csv.gz": b"x", "c.CSV.GZ": b"x"}))
+    (tmp_path / "void" / "a.jpg").write_bytes(b"")
+    for name in ("b.jpg", "c.jpg"):
+        (tmp_path / "void" / name).symlink_to("a.jpg")
+    with pytest.raises(SourceError, match=r"no image files \(2 × symbolic link, 1 × empty file\)"):
+        listing_of(tmp_path / "void")
     with pytest.raises(SourceError, match="holds nothing"):
         listing_of(write_tar(tmp_path / "empty.tar", {}))
 
@@ -164,6 +194,19 @@ def test_compressed__stream_and_spool_list_like_the_plain_tar(
     assert path.read_bytes() == plain.read_bytes()
     os.truncate(packed, 0)
     assert spool(source, tmp_path, lambda _: None) == path
+
+
+def test_compressed__joined_tars_and_junk_stream_as_they_list(tmp_path: Path, make_tar: MakeTar) -> None:
+    joined = b"".join(make_tar(tmp_path / f"{n}.tar", 3).read_bytes() for n in "ab")
+    for number, content in enumerate((joined, joined + bytes(2 << 20) + joined, joined + b"j" * 1000)):
+        (tmp_path / "x.tar").write_bytes(content)
+        (tmp_path / f"{number}.tar.gz").write_bytes(gzip.compress(content))
+        (source,) = open_sources([tmp_path / f"{number}.tar.gz"])
+        with open_stream(source) as data:
+            streamed = list_source(source, data, lambda _: None)
+        assert streamed.digest == listing_of(tmp_path / "x.tar").digest
+        assert len(streamed.names) == (12 if number == 1 else 6)
+        assert quarantine_of(streamed) == ({"": "data after the end marker"} if number == 2 else {})
 
 
 @pytest.mark.parametrize("compression", COMPRESSORS)

@@ -13,7 +13,16 @@ import pytest
 
 from dinowds.errors import SourceError
 from dinowds.shard.sources import open_tar
-from dinowds.shard.tarscan import DIRECTORY, FILE, NO_END, Member, is_header, parse_number, parse_pax, scan_tar
+from dinowds.shard.tarheader import is_header, parse_number, parse_pax
+from dinowds.shard.tarscan import (
+    AFTER_END,
+    DIRECTORY,
+    FILE,
+    LONG_NAME,
+    NO_END,
+    Member,
+    scan_tar,
+)
 
 FORMATS: dict[str, Literal[0, 1, 2]] = {"ustar": 0, "gnu": 1, "pax": 2}
 """tarfile's own numbers."""
@@ -170,14 +179,54 @@ def test_scan__cut_anywhere_is_an_error_or_lacks_its_end_marker(tmp_path: Path) 
                 scan(path)
 
 
-def test_scan__damaged_header_or_junk_is_an_error_that_names_the_place() -> None:
+def test_scan__damaged_header_is_an_error_that_names_the_place() -> None:
     content = bytearray(tarfile.TarInfo("a.jpg").tobuf() + tarfile.TarInfo("b.jpg").tobuf() + bytes(1024))
     content[512 + 3] ^= 1
-    for junk, place in ((bytes(content), 512), (content[:512] + bytes(1024) + b"j" * 512, 1536)):
-        with pytest.raises(SourceError, match=f"no tar header at byte {place}"):
-            list(scan_tar(_Bytes(bytes(junk)), "x"))
+    with pytest.raises(SourceError, match="no tar header at byte 512"):
+        list(scan_tar(_Bytes(bytes(content)), "x"))
     with pytest.raises(SourceError, match="is not a tar"):
         list(scan_tar(_Bytes(b"j" * 2048), "x"))
+
+
+@pytest.mark.parametrize("junk", [b"j", b"\n", b"j" * 512, b"j" * 1000, bytes(511) + b"j", b"j" * (3 << 20)])
+def test_scan__junk_after_the_end_marker_is_one_member_of_its_own(tmp_path: Path, junk: bytes) -> None:
+    path = tmp_path / "a.tar"
+    content = tarfile.TarInfo("a.jpg").tobuf() + bytes(1024)
+    path.write_bytes(content + junk)
+    assert scan(path) == [(FILE, b"a.jpg", 512, 0), (AFTER_END, b"", len(content), 0)]
+    assert scan_with_tarfile(path) == scan(path)[:1]
+    # Zeros before more members are a hole, not an end.
+    path.write_bytes(content + junk.ljust(3 << 20, b"j") + tarfile.TarInfo("b.jpg").tobuf() + bytes(1024))
+    with pytest.raises(SourceError, match=f"no tar header at byte {len(content)}"):
+        scan(path)
+
+
+def test_scan__size_of_twelve_digits_is_read_whole(tmp_path: Path) -> None:
+    for size in (8, 8**11 - 1, 8**11 + 7, 8**12 - 1):
+        header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+        header[124:136] = b"%012o" % size
+        path = tmp_path / "a.tar"
+        path.write_bytes(_with_checksum(bytes(header)))
+        os.truncate(path, 512 + -(-size // 512) * 512 + 1024)
+        assert scan(path) == scan_with_tarfile(path) == [(FILE, b"a.jpg", 512, size)]
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_scan__names_that_no_one_could_use_are_not_kept(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a.tar"
+    names = ["n" * 4096, "m" * 4097, "o" * 500_000, "after.jpg"]
+    with tarfile.open(path, "w", format=FORMATS[form]) as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+    found = [(kind, name) for kind, name, _, _ in scan(path)]
+    assert found == [(FILE, b"n" * 4096), (LONG_NAME, b"m" * 200), (LONG_NAME, b"o" * 200), (FILE, b"after.jpg")]
+    assert [member[2:] for member in scan(path)] == [member[2:] for member in scan_with_tarfile(path)]
+    with tarfile.open(path, "w", format=FORMATS[form]) as tar:
+        tar.addfile(tarfile.TarInfo("p" * (2 << 20)))
+    with pytest.raises(SourceError, match="bytes of metadata"):
+        scan(path)
 
 
 @pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12, b"0000008\0" + bytes(4)])
