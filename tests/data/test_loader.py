@@ -157,6 +157,20 @@ def test_damaged_sample__is_replaced_without_shifting_the_order(
             assert batch.keys[i] == (expected["keys"][i] if sample != victim else batch.bad[0].replaced_by)
 
 
+def test_damaged_substitute__is_replaced_by_another(damaged: tuple[Dataset, int]) -> None:
+    dataset, victim = damaged
+    plan = EpochPlan(Chunks(dataset.shard_counts, ORDER.chunk_size), ORDER, 0)
+    first, second = (plan.substitute(victim, attempt) for attempt in range(2))
+    assert len({victim, first, second}) == 3
+    row = dataset[first]
+    with open(dataset.shard_path(row.shard), "r+b") as shard:
+        shard.seek(row.offset)
+        shard.write(bytes(row.size))
+    (raw,) = [raw for raw in PlanSource(dataset, ORDER, World(), 0, STEPS) if raw["__sample__"] == victim]
+    assert [report.key for report in raw["__bad__"]] == [dataset[victim].key, row.key]
+    assert raw["__key__"] == dataset[second].key
+
+
 def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Dataset, int]) -> None:
     dataset, victim = damaged
     row = dataset[victim]
