@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -34,8 +33,9 @@ def parse_size(text: str) -> int:
 
 def default_workers() -> int:
     """The cores this process may use, at most 8: more processes only compete for the disk."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MAX_WORKERS)
+    from dinowds.world import available_cores
+
+    return min(available_cores(), _MAX_WORKERS)
 
 
 def shard(

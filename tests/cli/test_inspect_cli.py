@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from dinowds.cli.main import run
 
-Call = Callable[..., tuple[int, str, str]]
+from tests.cli.conftest import Call
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(call_dinowds: Call) -> Call:
     """(arguments) → exit code, stdout, stderr of `dinowds inspect`."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dinowds", "inspect", *map(str, arguments)])
-        try:
-            run()
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(call_dinowds, "inspect")
 
 
 def test_inspect__shows_what_the_index_says(call: Call, dataset_path: Path) -> None:

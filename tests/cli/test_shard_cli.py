@@ -9,32 +9,20 @@ import pty
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from dinowds.cli.main import run
 from dinowds.cli.shard import default_workers, parse_size
 from dinowds.cli.tables import format_bytes, printable
 
-Call = Callable[..., tuple[int, str, str]]
+from tests.cli.conftest import Call
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(call_dinowds: Call) -> Call:
     """(arguments) → exit code, stdout, stderr of `dinowds shard`."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dinowds", "shard", *map(str, arguments)])
-        try:
-            run()
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(call_dinowds, "shard")
 
 
 @pytest.fixture
@@ -189,6 +177,8 @@ def test_parse_size__nonsense_is_a_usage_error(text: str) -> None:
 
 
 def test_default_workers__are_the_cores_it_may_use_up_to_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinowds.world._cgroup_cores", lambda: None)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     cores = os.sched_getaffinity(0)
     assert default_workers() == min(len(cores), 8)
     os.sched_setaffinity(0, {min(cores)})

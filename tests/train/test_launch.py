@@ -14,7 +14,7 @@ import pytest
 from dinowds.errors import ConfigError
 from dinowds.train.checkpoint import load_checkpoint
 from dinowds.train.devices import micro_batch_size
-from dinowds.world import World, first_host, rendezvous
+from dinowds.world import World, available_cores, first_host, rendezvous
 from tests.support import TINY_RUN, dinowds_command, run_dinowds, wait_until_gone
 
 ARGUMENTS = [*TINY_RUN, "student.drop_path_rate=0"]
@@ -131,6 +131,15 @@ def test_train__signal_to_all_processes_saves_and_exits_75(
 )
 def test_world__from_environment(environment: dict[str, str], world: World) -> None:
     assert World.from_environment(environment) == world
+
+
+def test_available_cores__the_tightest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32), raising=False)
+    monkeypatch.setattr("dinowds.world._cgroup_cores", lambda: 12)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert available_cores() == 12
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
+    assert available_cores() == 5
 
 
 def test_world__rank_outside() -> None:
