@@ -61,7 +61,7 @@ def _print_result(result: Result) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"chance {1 / result.num_classes:.3f} · {result.num_train:,} train and {result.num_test:,} test patches · "
+        f"chance {1 / result.num_classes:.3f} · {result.num_train:,} train and {result.num_test:,} test patches\n"
         f"{result.steps} steps · loss {result.loss:.2f} (ln K = {result.ln_k:.2f})",
         highlight=False,
     )

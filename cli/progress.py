@@ -63,6 +63,8 @@ class LineObserver:
         self._unwritten: RunProgress | None = None
 
     def message(self, text: str) -> None:
+        if self._unwritten and self._unwritten.step == self._unwritten.num_steps:
+            self._write(self._unwritten, time.monotonic())
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, progress: RunProgress) -> None:
