@@ -8,7 +8,7 @@ import sys
 import typer
 
 from . import demo, doctor, inspect, shard, train
-from .shared import print_error
+from .shared import print_error, print_notice
 
 app = typer.Typer(
     name="dinowds",
@@ -27,11 +27,14 @@ app.command()(doctor.doctor)
 
 def run() -> None:
     """Entry point: 0 done, 1 failure, 2 usage, 75 stopped early on a signal: run again to go on."""
-    from dinowds.errors import DinowdsError
+    from dinowds.errors import DinowdsError, Interrupted, StoppedBySignal
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to say Ctrl-C
     try:
         app()
+    except (StoppedBySignal, Interrupted) as stop:
+        print_notice(str(stop))
+        sys.exit(stop.exit_code)
     except DinowdsError as error:
         print_error(str(error))
         sys.exit(error.exit_code)

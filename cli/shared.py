@@ -14,9 +14,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def print_error(message: str) -> None:
+def print_notice(message: str) -> None:
     """One line on stderr."""
-    print(f"dinowds: error: {printable(message)}", file=sys.stderr)  # noqa: T201
+    print(f"dinowds: {printable(message)}", file=sys.stderr)  # noqa: T201
+
+
+def print_error(message: str) -> None:
+    """One line on stderr that says so."""
+    print_notice(f"error: {message}")
 
 
 def print_json(content: Any) -> None:
