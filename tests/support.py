@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import sys
 import tarfile
@@ -64,6 +65,13 @@ def dinowds_command(*arguments: object) -> list[str]:
 def run_dinowds(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run `dinowds` as a user would; output is captured as text."""
     return subprocess.run(dinowds_command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def free_port() -> int:
+    """A port of this host that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until_gone(mark: str, seconds: float = 30) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from dinowds.errors import ConfigError
 from dinowds.train.checkpoint import load_checkpoint
 from dinowds.train.devices import micro_batch_size
 from dinowds.world import World, available_cores, first_host, rendezvous
-from tests.support import TINY_RUN, dinowds_command, run_dinowds, wait_until_gone
+from tests.support import TINY_RUN, dinowds_command, free_port, run_dinowds, wait_until_gone
 
 ARGUMENTS = [*TINY_RUN, "student.drop_path_rate=0"]
 
@@ -52,10 +51,7 @@ def test_train__one_process_goes_on_where_two_stopped(single: Path, dataset_path
 
 def test_train__torchrun_s_own_variables_make_ranks(single: Path, dataset_path: Path, tmp_path: Path) -> None:
     command = dinowds_command("train", "patch", "--data", dataset_path, "--out", tmp_path / "run", *ARGUMENTS)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
