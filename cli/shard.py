@@ -16,6 +16,7 @@ from .shared import interruptible, print_json, printable
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
+    from dinowds.data.manifest import Manifest
     from dinowds.shard.build import ShardPlan, ShardProgress
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -76,7 +77,6 @@ def shard(
 
     [dim]dinowds shard cohort-a.tar cohort-b.tar --out datasets/patches[/dim]
     """
-    from dinowds.data.summary import summarize
     from dinowds.shard.build import ShardOptions, build_dataset, plan_dataset
     from dinowds.shard.records import DEFAULT_KEY_PATTERN
 
@@ -94,6 +94,12 @@ def shard(
             _print_plan(plan_dataset(sources, out, options, report), out, as_json)
             return
         manifest = build_dataset(sources, out, options, report)
+    _print_summary(manifest, out, as_json)
+
+
+def _print_summary(manifest: Manifest, out: Path, as_json: bool) -> None:
+    from dinowds.data.summary import summarize
+
     summary = summarize(out.resolve())
     if as_json:
         print_json({"dataset": str(out), **summary.to_json()})

@@ -30,9 +30,9 @@ from dinowds.embed.features import image_features
 from dinowds.errors import ConfigError
 from dinowds.eval.knn import knn_accuracy
 from dinowds.files import atomic_write
-from dinowds.model.dino import DinoModel, build_pair
+from dinowds.model.dino import DinoModel
 from dinowds.shard.build import ShardOptions, build_dataset
-from dinowds.train.loop import train
+from dinowds.train.loop import initial_models, train
 from dinowds.train.monitor import METRICS_NAME, Observer, last_figure
 
 COHORTS = {
@@ -125,8 +125,7 @@ def photo_names() -> list[str]:
 
 def baselines(train: LabelledImages, test: LabelledImages, config: PatchConfig) -> dict[str, float]:
     """kNN accuracy of raw pixels and of the same ViT before training."""
-    torch.manual_seed(config.train.seed)
-    untrained, _ = build_pair(config.student, config.crops.global_crops_size)
+    untrained, _ = initial_models(config)
     return {
         "raw pixels": _accuracy(lambda images: images[..., 0].flatten(1).float() - 128, train, test),
         "untrained ViT": backbone_accuracy(untrained.backbone, train, test),

@@ -36,8 +36,8 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     # The launcher logs a page about a failed or stopped rank; the line that is raised below says what matters.
     logging.disable(logging.ERROR)
-    # The signals that the launcher passes on, and after which it waits for the ranks to save. An environment variable
-    # until torch 2.9, which later versions set from their configuration.
+    # The signals that the launcher passes on, and after which it waits for the ranks to save: an environment variable,
+    # which newer versions of torch set from their configuration.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
     later: dict[str, Any] = {"signals_to_handle": _SIGNALS} if hasattr(LaunchConfig, "signals_to_handle") else {}
     settings = LaunchConfig(
@@ -65,8 +65,10 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
     except ChildFailedError as error:
         failure = error.get_first_failure()[1]
         message = _message(failure)
-        codes = {one.exitcode for one in error.failures.values()}
-        raise StoppedBySignal(message) if codes == {StoppedBySignal.exit_code} else TrainingError(message) from None
+        # A rank exits so only when all have agreed to stop and rank 0 has saved; the launcher may end the others before
+        # they are out.
+        stopped = failure.exitcode == StoppedBySignal.exit_code
+        raise StoppedBySignal(message) if stopped else TrainingError(message) from None
 
 
 def _message(failure: ProcessFailure) -> str:

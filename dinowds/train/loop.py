@@ -246,10 +246,14 @@ def _step_settings(config: PatchConfig, world: World, device: torch.device) -> S
     )
 
 
-def _build_learner(config: PatchConfig, device: torch.device) -> Learner:
+def initial_models(config: PatchConfig) -> tuple[DinoModel, DinoModel]:
+    """Student and teacher as a run with this configuration begins: their weights come from `train.seed`."""
     torch.manual_seed(int(np.random.SeedSequence(config.train.seed).generate_state(1)[0]))
-    pair = build_pair(config.student, config.crops.global_crops_size)
-    student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in pair)
+    return build_pair(config.student, config.crops.global_crops_size)
+
+
+def _build_learner(config: PatchConfig, device: torch.device) -> Learner:
+    student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config))
     return Learner(
         student=student,
         replicated=dist.replicate(student, device),

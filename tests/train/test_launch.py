@@ -114,6 +114,26 @@ def test_train__signal_to_all_processes_saves_and_exits_75(
     wait_until_gone(str(tmp_path))
 
 
+def test_train__signal_to_one_rank_stops_all_of_them(dataset_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "patch", "--data", dataset_path, "--out", run, *ARGUMENTS, "train.save_every_steps=0"]
+    command = dinowds_command(*arguments, "--nproc", 2, "optim.epochs=2000", "optim.max_steps=null")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert "training vit_tiny" in process.stderr.readline()
+        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(ranks) == 2
+        os.kill(int(ranks[1]), signal.SIGUSR1)
+        rest = process.stderr.read()
+    assert process.returncode == 75, rest
+    assert "run the same command again to go on" in rest
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert load_checkpoint(checkpoint)["step"] > 0
+
+
 @pytest.mark.parametrize(
     ("environment", "world"),
     [
