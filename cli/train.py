@@ -18,7 +18,9 @@ app = typer.Typer(help="Pretrain a Vision Transformer with DINO.", no_args_is_he
 
 @app.command()
 def patch(
-    data: Annotated[Path, typer.Option(help="Dataset folder that 'dinowds shard' wrote.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(metavar="DATASET[:SUBSET]", help="Folder or URL that 'dinowds shard' wrote.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Run folder. The same command on it goes on.", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="YAML file; configs/patch.yaml shows all keys.")] = None,
     nproc: Annotated[int, typer.Option(help="Processes on this host, one for each GPU.")] = 1,
@@ -41,7 +43,7 @@ def patch(
     launch(run_rank, (data, out, loaded), nproc)
 
 
-def run_rank(data: Path, out: Path, config: PatchConfig) -> None:
+def run_rank(data: str, out: Path, config: PatchConfig) -> None:
     """One rank, with the progress of rank 0 on stderr."""
     from dinowds.train.loop import train
 

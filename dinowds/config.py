@@ -114,16 +114,29 @@ class CropsConfig:
 
 @dataclass
 class DataConfig:
-    chunk_size: int = 64
-    """Neighbouring samples that stay together until a window mixes them: about 1 MB of 256 px JPEG."""
-    window_chunks: int = 1024
-    """Chunks mixed together: at 1,024, even slide-sorted shards give batches that are nearly uniform draws."""
+    chunk_size: int = 32
+    """Neighbouring samples that are read together: about 500 kB of 256 px JPEG, one request or one sequential read."""
+    window_chunks: int | None = None
+    """Chunks of each partition that are mixed together; null for 32 · batch_size over all partitions, at which even
+    slide-sorted shards give batches whose slides are within 2 % as many as a uniform draw's."""
     partitions: int | None = None
-    """Streams that every global batch draws from; null for the largest power of two up to 64 that divides it."""
+    """Streams that every global batch draws from, so that each host reads only its own; null for 1 where the dataset fits
+    into one window, else the largest divisor of batch_size up to 64. Their number costs one machine nothing."""
+    max_per_slide: int | None = None
+    """Most samples of one slide in a global batch; null for any number."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Cohort → its share of the samples that are drawn, in any unit; {} for every sample once an epoch."""
     verify_digests: bool = True
     """Compare each payload with the digest in the index as it is read (about 1 microsecond a patch)."""
     max_bad_samples: int = 100
     """Unreadable samples that are replaced before the run stops."""
+    read_ahead: int = 2
+    """Batches of each loader process whose chunks are asked for before they are needed."""
+    cache_dir: str | None = None
+    """Folder on a local disk for chunks of remote shards, shared by the processes of a host; null for $DINOWDS_CACHE, else
+    $SLURM_TMPDIR/dinowds, else ~/.cache/dinowds."""
+    cache_gib: float = 32.0
+    """Largest size of these chunks, GiB. The open windows should fit: 32 · batch_size chunks."""
 
 
 @dataclass
@@ -157,13 +170,19 @@ FREE_TO_CHANGE = frozenset(
         "train.save_every",
         "train.save_every_steps",
         "optim.max_steps",
+        "data.cache_dir",
+        "data.cache_gib",
         "data.max_bad_samples",
+        "data.read_ahead",
         "data.verify_digests",
         "speed.num_workers",
         "speed.prefetch_factor",
     }
 )
 """Keys that may differ when a run goes on: they decide how it is computed, not what."""
+
+
+_FREE_FORM = ("data.weights.",)  # sections whose keys are names of the user's own
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -251,8 +270,9 @@ def check_config(config: PatchConfig) -> None:
         "optim.epochs": optim.epochs,
         "optim.max_steps": 1 if optim.max_steps is None else optim.max_steps,
         "data.chunk_size": data.chunk_size,
-        "data.window_chunks": data.window_chunks,
+        "data.window_chunks": 1 if data.window_chunks is None else data.window_chunks,
         "data.partitions": 1 if data.partitions is None else data.partitions,
+        "data.max_per_slide": 1 if data.max_per_slide is None else data.max_per_slide,
         "speed.prefetch_factor": speed.prefetch_factor,
     }
     not_negative = {
@@ -264,6 +284,8 @@ def check_config(config: PatchConfig) -> None:
         "optim.clip_grad": optim.clip_grad,
         "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,
         "data.max_bad_samples": data.max_bad_samples,
+        "data.read_ahead": data.read_ahead,
+        "data.cache_gib": data.cache_gib,
         "speed.num_workers": 0 if speed.num_workers is None else speed.num_workers,
     }
     choices = {
@@ -300,7 +322,7 @@ def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any
     # A section of a file whose keys are all commented out is empty, not null.
     content = {key: {} if value is None and key in sections else value for key, value in content.items()}
     for key in flatten(content):
-        if key not in known:
+        if key not in known and not key.startswith(_FREE_FORM):
             raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")
     try:
         return OmegaConf.merge(merged, OmegaConf.create(content))

@@ -31,6 +31,10 @@ class SampleError(DatasetError):
     """One sample cannot be read or decoded. The loader replaces it, up to a budget."""
 
 
+class StorageError(DinowdsError):
+    """A remote file cannot be read or written, after all tries."""
+
+
 class ConfigError(DinowdsError):
     """A configuration has an unknown key or a value that cannot work."""
 

@@ -14,8 +14,22 @@ from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
 
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""What `flock` fails with on a file system that has no locks."""
+
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+def cache_folder() -> Path:
+    """Where this host keeps what it can get again: $DINOWDS_CACHE, the job's own disk ($SLURM_TMPDIR), or the user's cache.
+
+    The folder may not exist yet.
+    """
+    if own := os.environ.get("DINOWDS_CACHE"):
+        return Path(own)
+    if job := os.environ.get("SLURM_TMPDIR"):
+        return Path(job) / "dinowds"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinowds"
 
 
 @contextmanager
@@ -73,13 +87,31 @@ def lock_file(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on the file `path`, which is made if it is missing; waits for it. Yields its descriptor.
+
+    Raises:
+        OSError: the file cannot be made, or its file system has no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield descriptor
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile has the descriptor too
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from None
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         logging.getLogger(__name__).warning(
             "%s: this file system has no locks (%s); see to it that no other process writes here", path, error.strerror

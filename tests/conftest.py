@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores
@@ -11,6 +12,15 @@ import pytest
 
 from dinowds.data.dataset import Dataset
 from tests.support import make_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of all tests, also of the commands that they start."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DINOWDS_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from dinowds.crops.recipe import Recipe, sample_generator, sample_views
 from dinowds.crops.render import render_views
-from dinowds.data.loader import BadSample
+from dinowds.data.source import BadSample
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Batch:
 
 
 class Crop:
-    """Stage: every `batch_size` decoded samples become one `Batch`; crops depend on (seed, epoch, sample id) alone."""
+    """Stage: every `batch_size` decoded samples become one `Batch`; crops depend on (seed, visit, sample id) alone."""
 
     def __init__(self, recipe: Recipe, renderer: str, seed: int, batch_size: int) -> None:
         self._recipe, self._renderer, self._seed, self._batch_size = recipe, renderer, seed, batch_size
@@ -61,7 +61,7 @@ class Crop:
 
     def _render(self, sample: dict[str, Any], outs: list[NDArray[np.uint8]]) -> None:
         image = sample["image"]
-        generator = sample_generator(self._seed, sample["__epoch__"], sample["__sample__"])
+        generator = sample_generator(self._seed, sample["__visit__"], sample["__sample__"])
         render_views(self._renderer, image, sample_views(generator, self._recipe, *image.shape[:2]), outs)
 
     def _empty(self, step: int) -> Batch:

@@ -1,1 +1,32 @@
-"""A dataset on disk → an exact, elastic stream of decoded samples."""
+"""Datasets on disk and the stream of their samples; usable without the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dinowds.data.dataset import Dataset
+    from dinowds.data.loader import Loader
+    from dinowds.data.plan import Order
+    from dinowds.data.source import PlanSource, make_plan
+    from dinowds.world import World
+
+__all__ = ["Dataset", "Loader", "Order", "PlanSource", "World", "make_plan"]
+
+_HOMES = {
+    "Dataset": "dinowds.data.dataset",
+    "Loader": "dinowds.data.loader",
+    "Order": "dinowds.data.plan",
+    "PlanSource": "dinowds.data.source",
+    "World": "dinowds.world",
+    "make_plan": "dinowds.data.source",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is used: the plan alone needs no torch."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,152 +1,206 @@
-"""The training stream: a webdataset pipeline whose source follows the plan, and the processes that run it."""
+"""Batches of samples for a rank, and the processes that make them."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
+import numpy as np
 import torch
 import webdataset as wds
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
+from dinowds.data.cache import CacheOptions
 from dinowds.data.dataset import Dataset
-from dinowds.data.decode import decode_image
-from dinowds.data.plan import Chunks, EpochPlan, Order, steps_per_epoch
-from dinowds.data.store import LocalStore
-from dinowds.errors import DatasetError, DinowdsError, SampleError
+from dinowds.data.plan import Order
+from dinowds.data.source import READ_AHEAD, BadSample, Decode, PlanSource, RawSample, make_plan
+from dinowds.errors import ConfigError, DatasetError, DinowdsError
 from dinowds.processes import end_with_parent, shielded_from_signals
 from dinowds.world import World
 
-_MAX_SUBSTITUTES = 100
+StartMethod = Literal["forkserver", "spawn", "fork"]
+
 _SECONDS_AFTER_SIGTERM = 20.0  # for the main process to finish and save its step
 
-RawSample = dict[str, Any]
-"""webdataset's sample dict (`__key__`, `__url__`, payload under its extension, `cls`), and of ours: `__sample__` (id in
-the plan), `__epoch__`, `__step__` (counted over all epochs), `__ext__`, `__bad__` (what this sample stands in for)."""
 
-
-@dataclass(frozen=True)
-class BadSample:
-    """A sample that could not be read or decoded and was replaced."""
+@dataclass
+class Samples:
+    """One rank's share of one global batch."""
 
     epoch: int
-    key: str
-    url: str
-    reason: str
-    replaced_by: str
+    step: int
+    """Counted over all epochs."""
+    keys: list[str]
+    """[B], in the order of the batch."""
+    ids: Tensor
+    """int64 [B]: rows of samples.parquet."""
+    labels: Tensor
+    """int64 [B]: positions in the manifest's label names; -1 for none."""
+    images: Tensor | list[Tensor]
+    """uint8 [B, H, W, 3] where all have one size, else [B] of [H, W, 3]; empty where nothing is decoded."""
+    payloads: list[bytes]
+    """[B] encoded bytes; empty where images are decoded."""
+    bad: list[BadSample] = field(default_factory=list)
+    """What could not be read and was replaced."""
+
+    def pin_memory(self) -> Samples:
+        if isinstance(self.images, Tensor):
+            self.images = self.images.pin_memory()
+        return self
 
 
-class PlanSource(IterableDataset[RawSample]):
-    """First stage of the stream: this rank's samples of the global batches start_step … end_step − 1, in order.
+class Collate:
+    """Stage: every `batch_size` samples become one `Samples`."""
 
-    With several loader processes, process k of K yields the whole batches start_step + k, start_step + k + K, …: the
-    order in which DataLoader takes them. The state of the stream is the step alone: nothing before it is touched.
+    def __init__(self, batch_size: int, steps_per_epoch: int) -> None:
+        self._batch_size, self._steps_per_epoch = batch_size, steps_per_epoch
+
+    def __call__(self, stream: Iterable[RawSample]) -> Iterator[Samples]:
+        batch: list[RawSample] = []
+        for sample in stream:
+            batch.append(sample)
+            if len(batch) == self._batch_size:
+                yield self._joined(batch)
+                batch = []
+
+    def _joined(self, batch: list[RawSample]) -> Samples:
+        step = batch[0]["__step__"]
+        return Samples(
+            epoch=step // self._steps_per_epoch,
+            step=step,
+            keys=[sample["__key__"] for sample in batch],
+            ids=torch.tensor([sample["__sample__"] for sample in batch]),
+            labels=torch.tensor([sample.get("cls", -1) for sample in batch]),
+            images=_stacked([sample["image"] for sample in batch if "image" in sample]),
+            payloads=[sample[sample["__ext__"]] for sample in batch if sample["__ext__"] in sample],
+            bad=[bad for sample in batch for bad in sample["__bad__"]],
+        )
+
+
+def _stacked(images: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor | list[Tensor]:
+    """One tensor, in a loader process where the main process will read it."""
+    if not images or any(image.shape != images[0].shape for image in images):
+        return [torch.from_numpy(image) for image in images]
+    stacked = torch.empty((len(images), *images[0].shape), dtype=torch.uint8)
+    if get_worker_info() is not None:
+        stacked.share_memory_()  # type: ignore[no-untyped-call]
+    np.stack(images, out=stacked.numpy())
+    return stacked
+
+
+class Loader:
+    """Batches of a dataset, in the order of its plan; iterating again goes on where it was left.
+
+    >>> loader = Loader(Dataset.open("data/patches"), Order(batch_size=256, seed=0), num_workers=4)
+    >>> for batch in loader:
+    ...     batch.keys, batch.images
+    >>> state = loader.state_dict()
     """
 
     def __init__(
-        self, dataset: Dataset, order: Order, world: World, start_step: int, end_step: int, verify_digests: bool = True
+        self,
+        dataset: Dataset,
+        order: Order,
+        *,
+        world: World | None = None,
+        epochs: int | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        decode: bool = True,
+        pin_memory: bool = False,
+        start_method: StartMethod = "forkserver",
+        verify_digests: bool = True,
+        read_ahead: int = READ_AHEAD,
+        cache: CacheOptions | None = None,
     ) -> None:
-        super().__init__()
-        if order.batch_size % world.size:
-            raise DatasetError(f"a batch of {order.batch_size} cannot be shared equally among {world.size} ranks")
-        self.dataset, self.order, self.world = dataset, order, world
-        self.start_step, self.end_step = start_step, end_step
-        self.steps_per_epoch = steps_per_epoch(len(dataset), order.batch_size)
-        self._chunks = Chunks(dataset.shard_counts, order.chunk_size)
-        self._store = LocalStore(dataset, verify_digests)
-        self._plan: EpochPlan | None = None
-
-    @property
-    def rank_batch(self) -> int:
-        """Samples of a global batch that belong to this rank."""
-        return self.order.batch_size // self.world.size
-
-    def plan(self, epoch: int) -> EpochPlan:
-        if self._plan is None or self._plan.epoch != epoch:
-            self._plan = EpochPlan(self._chunks, self.order, epoch)
-        return self._plan
-
-    def __iter__(self) -> Iterator[RawSample]:
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        start = self.world.rank * self.rank_batch
-        for step in range(self.start_step + first, self.end_step, stride):
-            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-            for sample in self.plan(epoch).batch(step_of_epoch, start, start + self.rank_batch):
-                yield self.read(int(sample), epoch, step)
-
-    def read(self, sample: int, epoch: int, step: int) -> RawSample:
-        """One raw sample; one that cannot be read is replaced."""
-        place: RawSample = {"__sample__": sample, "__epoch__": epoch, "__step__": step, "__bad__": []}
-        return self._fill(place, sample)
-
-    def replace(self, raw: RawSample, reason: str) -> RawSample:
-        """The sample that the plan puts in the place of `raw`, which is reported in its `__bad__`.
+        """
+        Args:
+            world: which rank this is; one process by default. `World.from_environment()` knows torchrun and Slurm.
+            epochs: where the stream ends; None for never.
+            num_workers: loader processes, 0 for none. They live as long as the iterator.
+            prefetch_factor: batches that each process keeps ready.
+            decode: give images; False for their encoded bytes.
+            start_method: of the loader processes. Other than with fork, a script needs the usual
+                `if __name__ == "__main__"` guard.
+            verify_digests: compare each payload with the digest in the index.
+            read_ahead: batches of each process whose chunks are asked for before they are needed.
+            cache: where chunks of remote shards are kept, and how many.
 
         Raises:
-            DatasetError: one substitute after another is bad too.
+            ConfigError: an order that cannot work for this dataset and world.
         """
-        bad: list[BadSample] = raw["__bad__"]
-        if len(bad) >= _MAX_SUBSTITUTES:
-            raise DatasetError(f"{raw['__url__']}: {raw['__key__']}: {len(bad)} substitutes were bad too; {reason}")
-        substitute = self.plan(raw["__epoch__"]).substitute(raw["__sample__"], attempt=len(bad))
-        row = self.dataset[substitute]
-        report = BadSample(raw["__epoch__"], raw["__key__"], raw["__url__"], reason, row.key)
-        place = {name: raw[name] for name in ("__sample__", "__epoch__", "__step__")}
-        return self._fill({**place, "__bad__": [*bad, report]}, substitute)
+        self.dataset, self.plan = dataset, make_plan(dataset, order)
+        self.step = 0
+        """The next global batch, counted over all epochs."""
+        self._world, self._epochs = world or World(), epochs
+        self._decode, self._read_ahead = decode, read_ahead
+        self._verify_digests, self._cache = verify_digests, cache
+        self._options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "prefetch_factor": prefetch_factor,
+            "pin_memory": pin_memory,
+            "start_method": start_method,
+        }
 
-    def _fill(self, place: RawSample, sample: int) -> RawSample:
-        row = self.dataset[sample]
-        raw = {"__key__": row.key, "__url__": self.dataset.manifest.shards[row.shard].url, "__ext__": row.ext, **place}
-        try:
-            raw[row.ext] = self._store.read(row)
-        except SampleError as error:
-            return self.replace(raw, str(error))
-        if row.label is not None:
-            raw["cls"] = row.label
-        return raw
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
 
+    def __iter__(self) -> Generator[Samples, None, None]:
+        source = PlanSource(
+            self.dataset,
+            self.plan,
+            self._world,
+            self.step,
+            None if self._epochs is None else self._epochs * self.steps_per_epoch,
+            verify_digests=self._verify_digests,
+            read_ahead=self._read_ahead,
+            cache=self._cache,
+        )
+        stages = [Decode(source)] if self._decode else []
+        pipeline = wds.DataPipeline(source, *stages, Collate(source.rank_batch, self.steps_per_epoch))
+        for batch in load(pipeline, **self._options):
+            self.step = batch.step + 1
+            yield batch
 
-class Decode:
-    """Stage: adds `image`, uint8 [H, W, 3], and drops the encoded bytes. Undecodable samples are replaced."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is: plain numbers and strings. The same on every rank."""
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        return {"epoch": epoch, "step": step, "dataset": self.dataset.fingerprint, "order": asdict(self.plan.order)}
 
-    def __init__(self, source: PlanSource) -> None:
-        self._source = source
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, on any world and with any number of processes.
 
-    def __call__(self, stream: Iterable[RawSample]) -> Iterator[RawSample]:
-        for raw in stream:
-            yield self._decoded(raw)
-
-    def _decoded(self, raw: RawSample) -> RawSample:
-        while True:
-            try:
-                image = decode_image(raw[raw["__ext__"]])
-            except SampleError as error:
-                raw = self._source.replace(raw, str(error))
-            else:
-                del raw[raw["__ext__"]]
-                return {**raw, "image": image}
-
-
-def stream(source: PlanSource, *stages: Callable[[Iterable[Any]], Iterator[Any]]) -> wds.DataPipeline:
-    """The pipeline of decoded samples, followed by any webdataset stages.
-
-    A stage that forms batches must form them of `source.rank_batch` samples: then one item is one step of this rank.
-    """
-    return wds.DataPipeline(source, Decode(source), *stages)
+        Raises:
+            ConfigError: it is of another dataset, subset or order.
+        """
+        if state["dataset"] != self.dataset.fingerprint:
+            raise ConfigError(f"{self.dataset.url}: the loader's state is of another dataset or subset")
+        for name, value in asdict(self.plan.order).items():
+            if state["order"].get(name) != value:
+                raise ConfigError(f"the loader's state has {name} {state['order'].get(name)}, this loader {value}")
+        self.step = state["epoch"] * self.steps_per_epoch + state["step"]
 
 
 def load(
-    pipeline: wds.DataPipeline, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
+    pipeline: wds.DataPipeline,
+    num_workers: int,
+    prefetch_factor: int = 2,
+    pin_memory: bool = False,
+    start_method: StartMethod = "forkserver",
 ) -> Generator[Any, None, None]:
     """Items of a pipeline of batches, made in `num_workers` processes (0: in this one), in the order of steps.
+
+    Args:
+        prefetch_factor: batches that each process keeps ready.
+        pin_memory: copy them to page-locked memory, from which a GPU copies while it computes.
 
     Raises:
         DinowdsError: as raised in a loader process, message unchanged.
@@ -154,8 +208,9 @@ def load(
     """
     options: dict[str, Any] = {"batch_size": None, "pin_memory": pin_memory}
     if num_workers > 0:
-        context = torch.multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dinowds.data.loader"])
+        context = torch.multiprocessing.get_context(start_method)
+        if start_method == "forkserver":
+            context.set_forkserver_preload(["dinowds.data.loader"])
         options |= {
             "num_workers": num_workers,
             "prefetch_factor": prefetch_factor,
@@ -201,8 +256,3 @@ def _end_soon(_number: int, _frame: FrameType | None) -> None:
     timer = threading.Timer(_SECONDS_AFTER_SIGTERM, os._exit, (1,))
     timer.daemon = True
     timer.start()
-
-
-def describe(bad: BadSample) -> dict[str, Any]:
-    """A line of `bad_samples.jsonl`."""
-    return dataclasses.asdict(bad)

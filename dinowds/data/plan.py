@@ -1,166 +1,164 @@
-"""The order of an epoch, as pure functions of numbers.
+"""Which samples are in which global batch: a pure function of (selection, order), and of nothing else.
 
-    chunks of all shards ── permuted by (seed, epoch) ──► one stream of N samples
-    the stream's first T·B samples, T = ⌊N / B⌋, are cut into P equal partitions;
-    every W chunks of the stream, cut at partition edges, are a window, permuted by (seed, epoch, window);
-    global batch t = for each partition p in turn, its samples t·B/P … (t+1)·B/P − 1.
+    epoch e is a pass over the first T·B places of a stream of chunks that (seed, e) permutes, T = ⌊N / B⌋;
+    global batch t = for each partition p in turn, its places t·B/P … (t+1)·B/P − 1.
 
 Nothing here depends on ranks, workers or what was read before: they only decide who reads which slice of a batch.
-A sample is named by its id: its position in `samples.parquet`, counted over all shards.
+With weights, cohorts have passes of their own (`mixture.py`); a cap on slides moves samples between near batches
+(`spread.py`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinowds.data.passes import Chunks, Pass, Spots
+from dinowds.data.selection import Selection
 from dinowds.errors import ConfigError
 
 Ids = NDArray[np.int64]
 
-_CHUNKS, _WINDOW, _SUBSTITUTE = range(3)  # streams of random numbers, kept apart by the seed's spawn key
-_BLOCK = 1 << 16
+PASS, SUBSTITUTE = 0, 1
+"""Streams of random numbers, kept apart by the seed's spawn key."""
+
+POOL = 32
+"""Chunks that are open at once, for each sample of a global batch.
+
+Two samples of a batch share a chunk, and so a slide where shards are sorted by slide, in about B²/2 · 1/(32·B) of its
+pairs: at most B/64 samples (1.6 %) lose their slide's distinctness to it.
+"""
 _MAX_PARTITIONS = 64
-
-
-def _generator(seed: int, *spawn_key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the order depends on, besides the dataset and the epoch."""
+    """What the order of samples depends on, besides the selection."""
 
     batch_size: int
-    seed: int
-    chunk_size: int = 64
-    window_chunks: int = 1024
-    partitions: int = 1
+    """Samples of a global batch."""
+    seed: int = 0
+    chunk_size: int = 32
+    """Neighbouring samples that are read together."""
+    window_chunks: int | None = None
+    """Chunks of each partition that are mixed together; None for enough that all partitions have POOL · batch_size."""
+    partitions: int | None = None
+    """Streams that every batch draws from equally; None to have them chosen (`resolved`)."""
+    max_per_slide: int | None = None
+    """Most samples of one slide in a batch; None for any number."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Cohort → its share of the samples that are drawn, in any unit; {} for each sample once an epoch."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "chunk_size", "window_chunks", "partitions"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.batch_size % self.partitions:
+        for name in ("batch_size", "chunk_size", "window_chunks", "partitions", "max_per_slide"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.partitions is not None and self.batch_size % self.partitions:
             raise ConfigError(
                 f"data.partitions is {self.partitions}, which does not divide train.batch_size {self.batch_size}; "
                 "leave data.partitions out to have it chosen"
             )
 
+    def resolved(self, num_chunks: int) -> Order:
+        """With partitions and window chosen for a selection of so many chunks.
 
-def choose_partitions(num_samples: int, batch_size: int, chunk_size: int, window_chunks: int) -> int:
-    """The largest power of two, at most 64, that divides the batch and leaves each partition a full window.
-
-    A dataset that fits into one window gets one partition and with it a uniform shuffle.
-    """
-    full_windows = num_samples // (chunk_size * window_chunks)
-    partitions = 1
-    while batch_size % (2 * partitions) == 0 and 2 * partitions <= min(_MAX_PARTITIONS, full_windows):
-        partitions *= 2
-    return partitions
+        What fits into the pool is one window in one partition: a uniform shuffle. More is dealt to as many partitions
+        as divide the batch, up to 64, so that up to 64 hosts read their own part alone; the pool stays the same.
+        """
+        pool = POOL * self.batch_size
+        partitions = self.partitions or (1 if num_chunks <= pool else largest_divisor(self.batch_size, _MAX_PARTITIONS))
+        return replace(self, partitions=partitions, window_chunks=self.window_chunks or -(-pool // partitions))
 
 
-class Chunks:
-    """All chunks of a dataset: runs of `chunk_size` samples; the last one of a shard may be shorter.
+class Draws(NamedTuple):
+    """Samples of some places of some global batches; arrays are int64 [steps, places]."""
 
-    Held as numbers per shard, so that memory does not grow with samples.
-    """
-
-    def __init__(self, shard_counts: Sequence[int], chunk_size: int) -> None:
-        self.chunk_size = chunk_size
-        counts = np.asarray(shard_counts, dtype=np.int64)
-        self._first_sample = np.concatenate([[0], np.cumsum(counts)])
-        self._first_chunk = np.concatenate([[0], np.cumsum(-(-counts // chunk_size))])
-
-    @property
-    def num_samples(self) -> int:
-        return int(self._first_sample[-1])
-
-    def __len__(self) -> int:
-        return int(self._first_chunk[-1])
-
-    def spans(self, chunks: NDArray[np.integer]) -> tuple[Ids, Ids]:
-        """First sample id and number of samples of each chunk in `chunks`."""
-        shard = np.searchsorted(self._first_chunk, chunks, side="right") - 1
-        first = self._first_sample[shard] + (chunks - self._first_chunk[shard]) * self.chunk_size
-        return first, np.minimum(self.chunk_size, self._first_sample[shard + 1] - first)
+    ids: Ids
+    """Sample ids."""
+    visits: Ids
+    """Which pass over its group each is drawn in: a sample is drawn once a visit. Without weights, the epoch."""
+    groups: Ids
+    """Position in the plan's `selections`."""
+    chunk_first: Ids
+    """Place, in its group's selection, at which the chunk of each begins."""
+    chunk_count: Ids
+    """Samples of that chunk."""
 
 
-class EpochPlan:
-    """The order of one epoch. Holds one permutation of chunks; a window's order is made when it is reached."""
+class Plan(ABC):
+    """The order of a run. Steps are counted over all epochs."""
 
-    def __init__(self, chunks: Chunks, order: Order, epoch: int) -> None:
-        """Raises ConfigError if the dataset is smaller than one global batch."""
-        self.order, self.epoch = order, epoch
-        self._chunks = chunks
-        self.num_steps = steps_per_epoch(chunks.num_samples, order.batch_size)
-        self._permuted = np.arange(len(chunks), dtype=np.int32 if len(chunks) < 2**31 else np.int64)
-        _generator(order.seed, _CHUNKS, epoch).shuffle(self._permuted)
-        self._cells = self._cell_starts()
-        self._partition_length = self.num_steps * order.batch_size // order.partitions
-        partition_edges = np.arange(order.partitions + 1, dtype=np.int64) * self._partition_length
-        inside = self._cells[self._cells < partition_edges[-1]]
-        self._edges = np.union1d(inside, partition_edges)
-        self._open_windows: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+    order: Order
+    steps_per_epoch: int
+    selections: Sequence[Selection]
 
-    def _cell_starts(self) -> Ids:
-        """Position in the stream at which every `window_chunks`-th chunk starts."""
-        width = self.order.window_chunks
-        sums = [np.zeros(1, dtype=np.int64)]
-        for start in range(0, len(self._permuted), width * max(1, _BLOCK // width)):
-            _, counts = self._chunks.spans(self._permuted[start : start + width * max(1, _BLOCK // width)])
-            sums.append(np.add.reduceat(counts, np.arange(0, len(counts), width)))
-        return np.cumsum(np.concatenate(sums))
+    @abstractmethod
+    def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
+        """Places `start` … `stop − 1` (all by default) of the global batches `steps`."""
 
-    def batch(self, step: int, start: int = 0, stop: int | None = None) -> Ids:
-        """Sample ids of places `start` … `stop − 1` of global batch `step` of this epoch; all of it by default."""
-        if not 0 <= step < self.num_steps:
-            raise IndexError(f"step {step} of an epoch of {self.num_steps}")
+    def ids(self, step: int, start: int = 0, stop: int | None = None) -> Ids:
+        """int64 [places]: sample ids of one global batch, or a slice of it."""
+        return self.draws([step], start, stop).ids[0]
+
+    def substitute(self, sample: int, group: int, visit: int, attempt: int) -> int:
+        """Id of the sample that stands in for an unreadable one, of the same group; `attempt` counts from 0."""
+        sequence = np.random.SeedSequence(self.order.seed, spawn_key=(SUBSTITUTE, visit, sample, attempt))
+        selection = self.selections[group]
+        place = np.array([int(np.random.Philox(sequence).random_raw()) % len(selection)], dtype=np.int64)
+        return int(selection.ids(place)[0])
+
+    def chunk_ids(self, group: int, chunk_first: int, chunk_count: int) -> Ids:
+        """Sample ids of a chunk, all of one shard."""
+        return self.selections[group].ids(np.arange(chunk_first, chunk_first + chunk_count, dtype=np.int64))
+
+
+class EpochPlan(Plan):
+    """Each sample once an epoch; what does not fill the last batch is left out, and changes each epoch."""
+
+    def __init__(self, selection: Selection, order: Order) -> None:
+        """Raises ConfigError if the selection is smaller than one global batch."""
+        self.selections = [selection]
+        self._chunks = Chunks(selection.counts, order.chunk_size)
+        self.order = order.resolved(len(self._chunks))
+        self.steps_per_epoch = steps_per_epoch(len(selection), order.batch_size)
+        self._passes: OrderedDict[int, Pass] = OrderedDict()
+
+    def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
         places = np.arange(start, self.order.batch_size if stop is None else stop, dtype=np.int64)
-        slice_length = self.order.batch_size // self.order.partitions
+        epochs, steps_of_epoch = np.divmod(np.asarray(steps, dtype=np.int64), self.steps_per_epoch)
+        parts = [self._of_epoch(int(epoch), steps_of_epoch[epochs == epoch], places) for epoch in np.unique(epochs)]
+        back = np.argsort(np.argsort(epochs, kind="stable"), kind="stable")
+        return Draws(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
+
+    def epoch(self, epoch: int) -> Pass:
+        """The pass of an epoch. The newest two are kept: a loader reads ahead over an epoch's end."""
+        if epoch not in self._passes:
+            length, order = self.steps_per_epoch * self.order.batch_size, self.order
+            assert order.partitions is not None
+            assert order.window_chunks is not None
+            self._passes[epoch] = Pass(
+                self._chunks, length, order.partitions, order.window_chunks, order.seed, PASS, epoch
+            )
+            while len(self._passes) > 2:
+                self._passes.popitem(last=False)
+        return self._passes[epoch]
+
+    def _of_epoch(self, epoch: int, steps: Ids, places: Ids) -> Draws:
+        this = self.epoch(epoch)
+        slice_length = self.order.batch_size // this.partitions
         partition, place = np.divmod(places, slice_length)
-        return self._at(partition * self._partition_length + step * slice_length + place)
-
-    def substitute(self, sample: int, attempt: int) -> int:
-        """The sample that stands in for an unreadable `sample`; `attempt` counts from 0."""
-        generator = _generator(self.order.seed, _SUBSTITUTE, self.epoch, sample, attempt)
-        return int(generator.integers(self._chunks.num_samples))
-
-    def _at(self, positions: Ids) -> Ids:
-        """Ids at positions of the shuffled stream."""
-        ids = np.empty_like(positions)
-        windows = np.searchsorted(self._edges, positions, side="right") - 1
-        for window in np.unique(windows):
-            mine = windows == window
-            start = self._edges[window]
-            ids[mine] = self._in_stream(start + self._shuffled(int(window))[positions[mine] - start])
-        return ids
-
-    def _shuffled(self, window: int) -> Ids:
-        """Permutation of the places of a window. The newest are kept: one for each partition."""
-        if window in self._open_windows:
-            self._open_windows.move_to_end(window)
-        else:
-            length = int(self._edges[window + 1] - self._edges[window])
-            generator = _generator(self.order.seed, _WINDOW, self.epoch, window)
-            self._open_windows[window] = generator.permutation(length)  # int64
-            while len(self._open_windows) > self.order.partitions:
-                self._open_windows.popitem(last=False)
-        return self._open_windows[window]
-
-    def _in_stream(self, positions: Ids) -> Ids:
-        """Ids at positions, all of one window, of the stream of chunks before windows are shuffled."""
-        width = self.order.window_chunks
-        cell = int(np.searchsorted(self._cells, positions[0], side="right")) - 1
-        first, counts = self._chunks.spans(self._permuted[cell * width : (cell + 1) * width])
-        ends = self._cells[cell] + np.cumsum(counts)
-        chunk = np.searchsorted(ends, positions, side="right")
-        ids: Ids = first[chunk] + positions - (ends - counts)[chunk]
-        return ids
+        positions = this.edges[partition] + place + steps[:, None] * slice_length
+        spots = Spots(*(array.reshape(positions.shape) for array in this.at(positions.ravel())))
+        ids = self.selections[0].ids(spots.places.ravel()).reshape(positions.shape)
+        visits = np.full_like(ids, epoch)
+        return Draws(ids, visits, np.zeros_like(ids), spots.chunk_first, spots.chunk_count)
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
@@ -171,3 +169,8 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
             f"set train.batch_size to at most {num_samples}"
         )
     return num_samples // batch_size
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

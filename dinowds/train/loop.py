@@ -14,9 +14,11 @@ import torch
 from dinowds.config import PatchConfig, to_dict
 from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
+from dinowds.data.cache import CacheOptions
 from dinowds.data.dataset import Dataset
-from dinowds.data.loader import PlanSource, load, stream
-from dinowds.data.plan import Order, choose_partitions, steps_per_epoch
+from dinowds.data.loader import load
+from dinowds.data.plan import Order, Plan
+from dinowds.data.source import PlanSource, make_plan, stream
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train import dist
@@ -53,9 +55,9 @@ class Outcome:
 
 
 def train(
-    data: Path, out: Path, config: PatchConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
+    data: Path | str, out: Path, config: PatchConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
 ) -> Outcome:
-    """Pretrain on dataset `data` in run folder `out`; goes on where an earlier call with the same arguments stopped.
+    """Pretrain on `data` (DATASET[:SUBSET], a folder or a URL) in run folder `out`; goes on where an earlier call with the same arguments stopped.
 
     Which rank this is comes from the environment (`World.from_environment`). On SIGINT, SIGTERM or SIGUSR1 the step in
     hand is finished and saved.
@@ -71,8 +73,8 @@ def train(
     if dataset.manifest.kind != "image":
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
     device = choose_device(world)
-    config = resolve(config, len(dataset), device)
-    run = _Run(dataset, out, config, world, device)
+    plan = make_plan(dataset, order_of(config))
+    run = _Run(dataset, plan, out, resolve(config, plan.order, device), world, device)
     with ExitStack() as stack:
         stack.enter_context(dist.process_group(world, device))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, config)))
@@ -83,13 +85,25 @@ def train(
         return run.execute(stop, evaluate)
 
 
-def resolve(config: PatchConfig, num_samples: int, device: torch.device) -> PatchConfig:
+def order_of(config: PatchConfig) -> Order:
+    """The order of the data that a configuration asks for."""
+    data = config.data
+    return Order(
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        chunk_size=data.chunk_size,
+        window_chunks=data.window_chunks,
+        partitions=data.partitions,
+        max_per_slide=data.max_per_slide,
+        weights=data.weights,
+    )
+
+
+def resolve(config: PatchConfig, order: Order, device: torch.device) -> PatchConfig:
     """Put the values that are chosen here in the place of null and auto, so that `config.yaml` says what was done."""
-    data, batch_size = config.data, config.train.batch_size
-    partitions = data.partitions or choose_partitions(num_samples, batch_size, data.chunk_size, data.window_chunks)
     return replace(
         config,
-        data=replace(data, partitions=partitions),
+        data=replace(config.data, partitions=order.partitions, window_chunks=order.window_chunks),
         speed=replace(config.speed, precision=resolve_precision(config.speed.precision, device)),
     )
 
@@ -98,17 +112,15 @@ class _Run:
     observer: Observer = SilentObserver()
     learner: Learner
 
-    def __init__(self, dataset: Dataset, out: Path, config: PatchConfig, world: World, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, plan: Plan, out: Path, config: PatchConfig, world: World, device: torch.device
+    ) -> None:
         """Decides everything that follows from the arguments; nothing is written and no rank is asked."""
-        self.dataset, self.out, self.config, self.world, self.device = dataset, out, config, world, device
+        self.dataset, self.plan, self.out, self.config = dataset, plan, out, config
+        self.world, self.device = world, device
         self.step, self.num_bad = 0, 0
         self.recipe = patch_recipe(config.crops)
-        data = config.data
-        assert data.partitions is not None
-        self.order = Order(
-            config.train.batch_size, config.train.seed, data.chunk_size, data.window_chunks, data.partitions
-        )
-        self.steps_per_epoch = steps_per_epoch(len(dataset), self.order.batch_size)
+        self.steps_per_epoch = plan.steps_per_epoch
         self.num_steps = config.optim.epochs * self.steps_per_epoch
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
         self.settings = _step_settings(config, world, device)
@@ -120,8 +132,8 @@ class _Run:
         if path is None:
             return
         state = load_checkpoint(path)
-        if state["dataset"] != self.dataset.manifest.samples_sha256:
-            raise CheckpointError(f"{path}: was trained on another dataset than {self.dataset.folder}")
+        if state["dataset"] != self.dataset.fingerprint:
+            raise CheckpointError(f"{path}: was trained on another dataset or subset than {self.dataset.url}")
         try:
             self.learner.student.load_state_dict(state["student"])
             self.learner.teacher.load_state_dict(state["teacher"])
@@ -196,7 +208,16 @@ class _Run:
 
     def _batches(self) -> Generator[Batch, None, None]:
         speed, data = self.config.speed, self.config.data
-        source = PlanSource(self.dataset, self.order, self.world, self.step, self.end_step, data.verify_digests)
+        source = PlanSource(
+            self.dataset,
+            self.plan,
+            self.world,
+            self.step,
+            self.end_step,
+            verify_digests=data.verify_digests,
+            read_ahead=data.read_ahead,
+            cache=CacheOptions(Path(data.cache_dir) if data.cache_dir else None, int(data.cache_gib * 2**30)),
+        )
         crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch)
         num_workers = choose_num_workers(speed.num_workers, self.world, self.device)
         return load(stream(source, crop), num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
@@ -227,7 +248,7 @@ class _Run:
             "epoch": self.step // self.steps_per_epoch,
             "bad_samples": self.num_bad,
             "config": to_dict(self.config),
-            "dataset": self.dataset.manifest.samples_sha256,
+            "dataset": self.dataset.fingerprint,
         }
 
 

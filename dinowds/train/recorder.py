@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinowds.config import PatchConfig
 from dinowds.crops.batches import Batch
-from dinowds.data.loader import describe
+from dinowds.data.source import describe
 from dinowds.errors import TrainingError
 from dinowds.train.monitor import BAD_SAMPLES_NAME, Journal, Observer, Progress, Stopwatch, append_lines
 from dinowds.train.schedule import StepValues

@@ -4,93 +4,148 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tracemalloc
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from dinowds.data.plan import Chunks, EpochPlan, Order, choose_partitions, steps_per_epoch
+from dinowds.data.passes import Chunks, Pass
+from dinowds.data.plan import POOL, EpochPlan, Ids, Order, largest_divisor, steps_per_epoch
+from dinowds.data.selection import Selection, pack_mask
 from dinowds.errors import ConfigError
 
-GRID = [
-    (counts, Order(batch, seed, chunk, window, partitions))
-    for counts, (batch, partitions), (chunk, window), seed in itertools.product(
-        ([100], [7, 1, 64, 33, 5], [50] * 9 + [3], [1] * 40),
-        ((8, 1), (8, 2), (12, 4), (1, 1), (40, 8)),
-        ((1, 1), (4, 3), (16, 2), (64, 1024)),
+SHARDS: list[list[int]] = [
+    [1],
+    [100],
+    [1] * 40,
+    [7, 1, 64, 33, 5, 0, 3],
+    [0, 0, 12, 0],
+    [50] * 9 + [3],
+    np.random.default_rng(0).integers(1, 101, 12).tolist(),
+]
+ORDERS = [
+    Order(batch, seed, chunk, window, partitions)
+    for (batch, partitions), (chunk, window), seed in itertools.product(
+        ((1, 1), (8, 1), (8, 2), (12, 4), (40, 8), (7, None)),
+        ((1, 1), (4, 3), (16, 2), (64, None)),
         (0, 5),
     )
 ]
+GRID = [(counts, order) for counts in SHARDS for order in ORDERS if sum(counts) >= order.batch_size]
 
 
-def make_plan(counts: list[int], order: Order, epoch: int = 0) -> EpochPlan:
-    return EpochPlan(Chunks(counts, order.chunk_size), order, epoch)
+def make_plan(counts: list[int], order: Order, chosen: float | None = None) -> EpochPlan:
+    """Of all samples, or of a random subset of about this share."""
+    mask = None
+    if chosen is not None:
+        mask = pack_mask(np.random.default_rng(1).random(sum(counts)) < chosen)
+    return EpochPlan(Selection(counts, mask), order)
 
 
-def all_batches(plan: EpochPlan) -> list[list[int]]:
-    return [plan.batch(step).tolist() for step in range(plan.num_steps)]
+def epoch_ids(plan: EpochPlan, epoch: int = 0) -> Ids:
+    """int64 [steps, B]."""
+    return plan.draws(range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)).ids
 
 
+@pytest.mark.parametrize("chosen", [None, 0.7])
 @pytest.mark.parametrize(("counts", "order"), GRID)
-def test_epoch__every_sample_at_most_once_and_less_than_a_batch_left_out(counts: list[int], order: Order) -> None:
+def test_epoch__every_sample_at_most_once_and_less_than_a_batch_left_out(
+    counts: list[int], order: Order, chosen: float | None
+) -> None:
+    selected = Selection(counts) if chosen is None else make_plan(counts, Order(1), chosen).selections[0]
+    if len(selected) < order.batch_size:
+        return
+    plan = make_plan(counts, order, chosen)
     for epoch in (0, 3):
-        batches = all_batches(make_plan(counts, order, epoch))
-        seen = np.concatenate(batches)
-        assert all(len(batch) == order.batch_size for batch in batches)
-        assert len(np.unique(seen)) == len(seen)
-        assert seen.min() >= 0
-        assert seen.max() < sum(counts)
-        assert sum(counts) - len(seen) < order.batch_size
+        ids = epoch_ids(plan, epoch)
+        assert ids.shape == (len(selected) // order.batch_size, order.batch_size)
+        assert len(np.unique(ids)) == ids.size
+        assert np.isin(ids, selected.all_ids()).all()
+        assert len(selected) - ids.size < order.batch_size
 
 
-@pytest.mark.parametrize(("counts", "order"), GRID[::7])
-def test_batch__slices_join_to_the_whole_in_any_order_of_reading(counts: list[int], order: Order) -> None:
-    expected = all_batches(make_plan(counts, order))
+@pytest.mark.parametrize(("counts", "order"), GRID[::5])
+def test_draws__slices_join_to_the_whole_in_any_order_of_asking(counts: list[int], order: Order) -> None:
+    expected = epoch_ids(make_plan(counts, order))
     plan = make_plan(counts, order)
-    for ranks in (n for n in (1, 2, 4) if order.batch_size % n == 0):
+    for ranks in (n for n in (1, 2, 3, 4) if order.batch_size % n == 0):
         share = order.batch_size // ranks
-        for step in reversed(range(plan.num_steps)):
-            parts = [plan.batch(step, rank * share, (rank + 1) * share) for rank in range(ranks)]
-            assert np.concatenate(parts).tolist() == expected[step]
+        for step in reversed(range(0, plan.steps_per_epoch, 1 + plan.steps_per_epoch // 20)):
+            parts = [plan.ids(step, rank * share, (rank + 1) * share) for rank in range(ranks)]
+            assert np.concatenate(parts).tolist() == expected[step].tolist()
+
+
+def test_draws__any_steps_in_any_order_over_epochs() -> None:
+    plan = make_plan([300, 211, 5], Order(16, 3, 8, 4, 4))
+    whole = plan.draws(range(4 * plan.steps_per_epoch))
+    steps = np.random.default_rng(0).permutation(4 * plan.steps_per_epoch)[:50].tolist()
+    some = make_plan([300, 211, 5], Order(16, 3, 8, 4, 4)).draws(steps)
+    for all_of, part in zip(whole, some, strict=True):
+        assert np.array_equal(all_of[steps], part)
+    assert np.array_equal(whole.visits[:, 0], np.arange(4 * plan.steps_per_epoch) // plan.steps_per_epoch)
+
+
+def test_draws__name_the_chunk_of_each_sample() -> None:
+    counts = [10, 1, 8, 17]
+    for chosen in (None, 0.6):
+        plan = make_plan(counts, Order(4, 0, 4, 2, 2), chosen)
+        draws = plan.draws(range(plan.steps_per_epoch))
+        shard_of = np.repeat(np.arange(4), counts)
+        for sample, first, count in zip(*(array.ravel() for array in (draws[0], *draws[3:])), strict=True):
+            chunk = plan.chunk_ids(0, int(first), int(count))
+            assert sample in chunk
+            assert len(chunk) <= 4
+            assert len(set(shard_of[chunk])) == 1
 
 
 def test_epoch__same_numbers_same_order_other_numbers_other_order() -> None:
     counts, order = [300, 211, 5], Order(16, seed=3, chunk_size=8, window_chunks=4, partitions=4)
-    reference = all_batches(make_plan(counts, order, epoch=1))
-    assert all_batches(make_plan(counts, order, epoch=1)) == reference
-    assert all_batches(make_plan(counts, order, epoch=2)) != reference
+    reference = epoch_ids(make_plan(counts, order), 1).tolist()
+    assert epoch_ids(make_plan(counts, order), 1).tolist() == reference
+    assert epoch_ids(make_plan(counts, order), 2).tolist() != reference
     for change in ({"seed": 4}, {"chunk_size": 16}, {"window_chunks": 5}, {"partitions": 2}, {"batch_size": 32}):
-        assert all_batches(make_plan(counts, dataclasses.replace(order, **change), epoch=1)) != reference
+        assert epoch_ids(make_plan(counts, dataclasses.replace(order, **change)), 1).tolist() != reference  # type: ignore[arg-type]
 
 
 def test_epoch_zero__depends_on_the_seed() -> None:
-    orders = {tuple(make_plan([50], Order(10, seed)).batch(0)) for seed in range(20)}
-    assert len(orders) == 20
+    assert len({tuple(make_plan([50], Order(10, seed)).ids(0)) for seed in range(20)}) == 20
+
+
+def test_epoch__order_is_fixed_for_ever() -> None:
+    """A run that was begun must go on with its order under any version of numpy or dinowds."""
+    plan = make_plan([30, 21, 5], Order(8, seed=3, chunk_size=4, window_chunks=2, partitions=2))
+    assert plan.ids(8).tolist() == FIXED_BATCH
+    assert plan.substitute(7, 0, 1, 2) == FIXED_SUBSTITUTE
+
+
+FIXED_BATCH = [36, 34, 30, 32, 6, 4, 2, 3]
+FIXED_SUBSTITUTE = 38
 
 
 def test_epoch__other_samples_are_left_out_each_time() -> None:
-    order = Order(32, seed=0, chunk_size=4, window_chunks=8, partitions=2)
-    left_out = [set(range(50)) - set(np.concatenate(all_batches(make_plan([50], order, e)))) for e in range(6)]
+    plan = make_plan([50], Order(32, 0, 4, 8, 2))
+    left_out = [set(range(50)) - set(epoch_ids(plan, epoch).ravel().tolist()) for epoch in range(6)]
     assert all(len(samples) == 18 for samples in left_out)
     assert len({frozenset(samples) for samples in left_out}) == 6
 
 
-def test_epoch__each_sample_changes_its_rank() -> None:
-    order = Order(16, seed=0, chunk_size=4, window_chunks=2, partitions=8)
+def test_epoch__each_sample_changes_its_rank_and_its_neighbours() -> None:
+    plan = make_plan([512], Order(16, 0, 4, 2, 8))
     ranks = np.full((8, 512), -1)
     for epoch in range(8):
-        plan = make_plan([512], order, epoch)
-        for step, rank in itertools.product(range(plan.num_steps), range(4)):
-            ranks[epoch, plan.batch(step, rank * 4, rank * 4 + 4)] = rank
+        ids = epoch_ids(plan, epoch)
+        ranks[epoch, ids] = np.arange(16)[None] // 4
     assert all(len(set(column)) > 1 for column in ranks.T)
 
 
 def test_one_window__is_a_uniform_shuffle() -> None:
     """With everything in one window each pair of samples shares a batch as often as by chance."""
-    num, size, epochs = 24, 6, 2000
+    num, size, epochs = 24, 6, 800
     together = np.zeros((num, num))
+    plan = make_plan([num], Order(size, 1, 5, 99, 1))
     for epoch in range(epochs):
-        for batch in all_batches(make_plan([num], Order(size, seed=1, chunk_size=5, window_chunks=99), epoch)):
+        for batch in epoch_ids(plan, epoch):
             together[np.ix_(batch, batch)] += 1
     rates = together[~np.eye(num, dtype=bool)] / epochs
     expected = (size - 1) / (num - 1)
@@ -98,59 +153,137 @@ def test_one_window__is_a_uniform_shuffle() -> None:
     assert np.abs(rates - expected).max() < 5 * np.sqrt(expected * (1 - expected) / epochs)
 
 
-def test_partition__reads_at_most_one_window_at_a_time() -> None:
-    order = Order(8, seed=0, chunk_size=4, window_chunks=5, partitions=2)
-    plan = make_plan([40] * 20, order)
-    for start, stop in ((0, 4), (4, 8)):
-        stream = np.concatenate([plan.batch(step, start, stop) for step in range(plan.num_steps)])
-        spans = {c: np.flatnonzero(stream // 4 == c) for c in set((stream // 4).tolist())}
-        length = order.chunk_size * order.window_chunks
-        assert max(places.max() - places.min() for places in spans.values()) < length
+@pytest.mark.parametrize("partitions", [1, 2, 8])
+def test_partition__has_one_window_of_chunks_open_at_a_time(partitions: int) -> None:
+    order = Order(8, 0, 4, 5, partitions)
+    plan = make_plan([40, 39, 3] * 20, order)
+    ids = epoch_ids(plan)
+    draws = plan.draws(range(plan.steps_per_epoch))
+    assert np.array_equal(draws.ids, ids)
+    width = order.batch_size // partitions
+    for start in range(0, order.batch_size, width):
+        chunks = draws.chunk_first[:, start : start + width].ravel()
+        places = {chunk: np.flatnonzero(chunks == chunk) for chunk in np.unique(chunks)}
+        begin, end = (np.array([edge(p) for p in places.values()]) for edge in (np.min, np.max))
+        open_at = [int(((begin <= i) & (end >= i)).sum()) for i in range(len(chunks))]
+        assert max(open_at) <= 5
+        assert max(end - begin) < 4 * 5
 
 
-def test_substitute__is_fixed_and_spreads() -> None:
-    plan = make_plan([1000], Order(10, seed=0), epoch=2)
-    drawn = [plan.substitute(7, attempt) for attempt in range(50)]
-    assert drawn == [make_plan([1000], Order(10, seed=0), epoch=2).substitute(7, attempt) for attempt in range(50)]
-    assert len(set(drawn)) > 40
-    assert all(0 <= sample < 1000 for sample in drawn)
+@pytest.mark.parametrize(("partitions", "batch"), [(1, 256), (64, 256), (60, 960), (None, 256)])
+def test_batches__of_slide_sorted_shards_have_as_many_slides_as_a_uniform_draw(
+    partitions: int | None, batch: int
+) -> None:
+    """Slides as long as a chunk are the worst case: every two samples of a chunk are of one slide."""
+    plan = make_plan([3200] * 400, Order(batch, 0, partitions=partitions))  # 40,000 slides of one chunk
+    steps = np.random.default_rng(0).choice(plan.steps_per_epoch, 60, replace=False).tolist()
+    slides = plan.draws(steps).ids // 32
+    found = np.mean([len(set(row)) for row in slides.tolist()])
+    expected = 40_000 * (1 - (1 - 1 / 40_000) ** batch)
+    assert abs(found / expected - 1) < 0.02
 
 
-def test_choose_partitions__one_for_what_fits_a_window_more_for_more() -> None:
-    assert choose_partitions(60_000, 256, 64, 1024) == 1
-    assert choose_partitions(1_700_000, 256, 64, 1024) == 16
-    assert choose_partitions(10**9, 256, 64, 1024) == 64
-    assert choose_partitions(10**9, 96, 64, 1024) == 32
-    assert choose_partitions(10**9, 7, 64, 1024) == 1
+def test_batches__of_slide_sorted_shards_are_poor_in_a_small_window() -> None:
+    plan = make_plan([3200] * 400, Order(256, 0, window_chunks=128, partitions=1))
+    slides = plan.draws(range(0, plan.steps_per_epoch, 100)).ids // 32
+    assert np.mean([len(set(row)) for row in slides.tolist()]) < 0.6 * 256
+
+
+@pytest.mark.parametrize("num_chunks", [0, 1, POOL * 256, POOL * 256 + 1, 10**7])
+@pytest.mark.parametrize(("batch", "partitions"), [(256, 64), (1024, 64), (96, 48), (60, 60), (7, 7), (67, 1), (1, 1)])
+def test_resolved__one_window_for_what_fits_the_pool_else_many_partitions_of_the_same_pool(
+    num_chunks: int, batch: int, partitions: int
+) -> None:
+    order = Order(batch).resolved(num_chunks)
+    fits = num_chunks <= POOL * batch
+    assert order.partitions == (1 if fits else partitions)
+    assert order.partitions is not None
+    assert order.window_chunks is not None
+    assert POOL * batch <= order.partitions * order.window_chunks < POOL * batch + partitions
+    assert order.resolved(num_chunks) == order
+    assert Order(batch, window_chunks=3, partitions=1).resolved(num_chunks).window_chunks == 3
+
+
+def test_largest_divisor() -> None:
+    assert [largest_divisor(n, 64) for n in (1, 64, 65, 67, 128, 120)] == [1, 64, 13, 1, 64, 60]
+
+
+def test_substitute__is_fixed_spreads_and_stays_in_the_subset() -> None:
+    plan = make_plan([1000], Order(10), 0.3)
+    drawn = [plan.substitute(7, 0, 2, attempt) for attempt in range(60)]
+    assert drawn == [make_plan([1000], Order(10), 0.3).substitute(7, 0, 2, attempt) for attempt in range(60)]
+    assert len(set(drawn)) > 45
+    assert np.isin(drawn, plan.selections[0].all_ids()).all()
+    assert plan.substitute(7, 0, 3, 0) != drawn[0]
 
 
 def test_chunks__never_cross_a_shard() -> None:
-    counts = [10, 1, 8, 17]
-    first, sizes = Chunks(counts, 4).spans(np.arange(len(Chunks(counts, 4))))
+    chunks = Chunks(np.array([10, 1, 0, 8, 17]), 4)
+    first, sizes = chunks.spans(np.arange(len(chunks)))
     assert sizes.tolist() == [4, 4, 2, 1, 4, 4, 4, 4, 4, 4, 1]
     assert first.tolist() == [0, 4, 8, 10, 11, 15, 19, 23, 27, 31, 35]
+    assert chunks.short.tolist() == [2, 3, 10]
+    assert chunks.missing.tolist() == [2, 3, 3]
 
 
-def test_memory__follows_chunks_not_samples() -> None:
-    tracemalloc.start()
-    plan = make_plan([100_000] * 1000, Order(256, seed=0, partitions=64))
-    plan.batch(plan.num_steps // 2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100e6  # 10⁸ samples in 1.6 million chunks; one number a sample would be 800 MB
+@pytest.mark.parametrize("width", [1, 3, 7, 1000])
+def test_pass__windows_are_cut_where_the_chunks_of_the_stream_say(width: int) -> None:
+    chunks = Chunks(np.array([10, 1, 0, 8, 17, 64, 3]), 4)
+    this = Pass(chunks, chunks.num_samples, 1, width, 5)
+    spots = Pass(chunks, chunks.num_samples, 1, 1, 5).at(np.arange(chunks.num_samples))  # a window is a chunk
+    stream = [int(spots.chunk_first[0])]
+    for first in spots.chunk_first.tolist():
+        if first != stream[-1]:
+            stream.append(first)
+    assert len(stream) == len(chunks) == len(set(stream))
+    counts = dict(zip(*(array.tolist() for array in chunks.spans(np.arange(len(chunks)))), strict=True))
+    place = 0
+    for start in range(0, len(stream), width):
+        own = stream[start : start + width]
+        length = sum(counts[first] for first in own)
+        inside = this.at(np.arange(place, place + length))
+        assert set(inside.chunk_first.tolist()) == set(own)
+        place += length
+
+
+PLAN_OF_A_BILLION = """
+import resource, sys
+import numpy as np
+from dinowds.data.plan import EpochPlan, Order
+from dinowds.data.selection import Selection
+assert "torch" not in sys.modules
+counts = np.random.default_rng(0).integers(8000, 12001, 100_000)
+plan = EpochPlan(Selection(counts), Order(256))
+for step in (0, plan.steps_per_epoch // 2, plan.steps_per_epoch - 1):
+    ids = plan.ids(step)
+    assert len(set(ids.tolist())) == 256 and ids.max() < counts.sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_plan__of_a_billion_samples_takes_little_memory() -> None:
+    """The whole process, Python and numpy included."""
+    done = subprocess.run([sys.executable, "-c", PLAN_OF_A_BILLION], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150_000  # KiB
+
+
+def test_plan__of_a_billion_samples_is_located_without_walking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the chunks of the open windows are looked up, whatever the size of the epoch."""
+    asked: list[int] = []
+    spans = Chunks.spans
+    monkeypatch.setattr(Chunks, "spans", lambda self, chunks: asked.append(len(chunks)) or spans(self, chunks))  # type: ignore[func-returns-value]
+    plan = make_plan([10_000] * 100_000, Order(256))
+    assert sum(asked) == 0
+    plan.ids(3_000_000)
+    assert 0 < sum(asked) <= POOL * 256
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 0}, {"chunk_size": 0}, {"window_chunks": 0}, {"partitions": 3}])
 def test_order__bad_value_is_named(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
-        dataclasses.replace(Order(8, 0), **change)
+        dataclasses.replace(Order(8), **change)  # type: ignore[arg-type]
 
 
 def test_steps_per_epoch__dataset_smaller_than_a_batch() -> None:
-    with pytest.raises(ConfigError, match=r"train\.batch_size is 256.*only 100 samples"):
-        steps_per_epoch(100, 256)
-
-
-def test_batch__step_outside_the_epoch() -> None:
-    with pytest.raises(IndexError):
-        make_plan([20], Order(10, 0)).batch(2)
+    with pytest.raises(ConfigError, match=r"train.batch_size is 64, but the dataset has only 50 samples"):
+        steps_per_epoch(50, 64)

@@ -1,0 +1,218 @@
+"""The source of the stream: this rank's samples in the order of the plan, with a substitute for what cannot be read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import webdataset as wds
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dinowds.data.cache import CacheOptions
+from dinowds.data.dataset import Dataset, Sample
+from dinowds.data.decode import decode_image
+from dinowds.data.mixture import WeightedPlan
+from dinowds.data.plan import EpochPlan, Order, Plan
+from dinowds.data.runs import Runs, run_of
+from dinowds.data.spread import CappedPlan
+from dinowds.data.store import Run, Store, open_store
+from dinowds.errors import ConfigError, DatasetError, SampleError
+from dinowds.world import World
+
+READ_AHEAD = 2
+"""Batches of each loader process whose chunks are asked for before they are needed."""
+_PLANNED_STEPS = 8  # planned at once: numpy's calls cost more than the few numbers of one batch
+_MAX_SUBSTITUTES = 100
+
+RawSample = dict[str, Any]
+"""webdataset's sample dict (`__key__`, `__url__`, payload under its extension, `cls`), and of ours: `__sample__` (id),
+`__step__` (counted over all epochs), `__visit__` and `__group__` (see plan.Draws), `__ext__`, `__bad__` (what this
+sample stands in for)."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read or decoded and was replaced."""
+
+    epoch: int
+    key: str
+    url: str
+    reason: str
+    replaced_by: str
+
+
+class _Drawn(NamedTuple):
+    sample: Sample
+    visit: int
+    group: int
+    run: Run
+
+
+def make_plan(dataset: Dataset, order: Order) -> Plan:
+    """The plan of a dataset, or of the subset that it was opened with.
+
+    Raises:
+        ConfigError: an order that cannot work for this dataset.
+    """
+    plan: Plan
+    if order.weights:
+        masks = dataset.cohort_masks()
+        plan = WeightedPlan({name: dataset.selection & mask for name, mask in masks.items()}, order)
+    else:
+        plan = EpochPlan(dataset.selection, order)
+    return CappedPlan(plan, dataset.slides_of) if order.max_per_slide else plan
+
+
+class PlanSource(IterableDataset[RawSample]):
+    """First stage of the stream: this rank's samples of the global batches start_step … end_step − 1, in order.
+
+    With several loader processes, process k of K yields the whole batches start_step + k, start_step + k + K, …: the
+    order in which DataLoader takes them. The state of the stream is the step alone: nothing before it is touched.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        world: World,
+        start_step: int,
+        end_step: int | None = None,
+        *,
+        verify_digests: bool = True,
+        read_ahead: int = READ_AHEAD,
+        cache: CacheOptions | None = None,
+    ) -> None:
+        """
+        Args:
+            end_step: None for a stream without end.
+            read_ahead: batches of each process whose chunks are asked for ahead.
+
+        Raises:
+            ConfigError: the world's ranks cannot share a batch equally.
+        """
+        super().__init__()
+        if plan.order.batch_size % world.size:
+            raise ConfigError(
+                f"train.batch_size is {plan.order.batch_size}, expected a multiple of the {world.size} processes"
+            )
+        self.dataset, self.plan, self.world = dataset, plan, world
+        self.start_step, self.end_step = start_step, end_step
+        self.store: Store = open_store(dataset, verify_digests, cache or CacheOptions())
+        self._runs = Runs(dataset, plan)
+        self._read_ahead = read_ahead
+
+    @property
+    def rank_batch(self) -> int:
+        """Samples of a global batch that belong to this rank."""
+        return self.plan.order.batch_size // self.world.size
+
+    def __iter__(self) -> Iterator[RawSample]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        end = 2**62 if self.end_step is None else self.end_step
+        for step, batch in self._ahead(range(self.start_step + first, end, stride)):
+            for drawn in batch:
+                yield self._read(drawn, step)
+
+    def _ahead(self, steps: range) -> Iterator[tuple[int, list[_Drawn]]]:
+        """Steps with their samples, whose chunks are asked of the store a few steps before they are read.
+
+        The first step is asked for alone, so that nothing delays it.
+        """
+        planned = self._planned(steps)
+        waiting: deque[tuple[int, list[_Drawn]]] = deque()
+        ahead = 0
+        while True:
+            for step, batch in planned:
+                self.store.expect(dict.fromkeys(drawn.run for drawn in batch))
+                waiting.append((step, batch))
+                if len(waiting) > ahead:
+                    break
+            if not waiting:
+                return
+            yield waiting.popleft()
+            ahead = self._read_ahead
+
+    def _planned(self, steps: range) -> Iterator[tuple[int, list[_Drawn]]]:
+        start = self.world.rank * self.rank_batch
+        done, count = 0, 1
+        while block := steps[done : done + count]:
+            draws = self.plan.draws(block, start, start + self.rank_batch)
+            for step, *columns in zip(block, *draws, strict=True):
+                yield step, self._look_up(*(column.tolist() for column in columns))
+            done, count = done + count, _PLANNED_STEPS
+
+    def _look_up(
+        self, ids: list[int], visits: list[int], groups: list[int], firsts: list[int], counts: list[int]
+    ) -> list[_Drawn]:
+        samples = [self.dataset[sample] for sample in ids]
+        runs = map(self._runs.of, samples, groups, firsts, counts)
+        return list(map(_Drawn, samples, visits, groups, runs))
+
+    def _read(self, drawn: _Drawn, step: int) -> RawSample:
+        place = {"__sample__": drawn.sample.id, "__visit__": drawn.visit, "__group__": drawn.group, "__step__": step}
+        return self._fill({**place, "__bad__": []}, drawn.sample, drawn.run)
+
+    def replace(self, raw: RawSample, reason: str) -> RawSample:
+        """The sample that the plan puts in the place of `raw`, which is reported in its `__bad__`.
+
+        Raises:
+            DatasetError: one substitute after another is bad too.
+        """
+        bad: list[BadSample] = raw["__bad__"]
+        if len(bad) >= _MAX_SUBSTITUTES:
+            raise DatasetError(f"{raw['__url__']}: {raw['__key__']}: {len(bad)} substitutes were bad too; {reason}")
+        place = {name: raw[name] for name in ("__sample__", "__visit__", "__group__", "__step__")}
+        row = self.dataset[
+            self.plan.substitute(raw["__sample__"], raw["__group__"], raw["__visit__"], attempt=len(bad))
+        ]
+        epoch = raw["__step__"] // self.plan.steps_per_epoch
+        report = BadSample(epoch, raw["__key__"], raw["__url__"], reason, row.key)
+        return self._fill({**place, "__bad__": [*bad, report]}, row, run_of(row))
+
+    def _fill(self, place: RawSample, row: Sample, run: Run) -> RawSample:
+        raw = {"__key__": row.key, "__url__": self.dataset.manifest.shards[row.shard].url, "__ext__": row.ext, **place}
+        try:
+            raw[row.ext] = self.store.read(row, run)
+        except SampleError as error:
+            return self.replace(raw, str(error))
+        if row.label is not None:
+            raw["cls"] = row.label
+        return raw
+
+
+class Decode:
+    """Stage: adds `image`, uint8 [H, W, 3], and drops the encoded bytes. Undecodable samples are replaced."""
+
+    def __init__(self, source: PlanSource) -> None:
+        self._source = source
+
+    def __call__(self, stream: Iterable[RawSample]) -> Iterator[RawSample]:
+        for raw in stream:
+            yield self._decoded(raw)
+
+    def _decoded(self, raw: RawSample) -> RawSample:
+        while True:
+            try:
+                image = decode_image(raw[raw["__ext__"]])
+            except SampleError as error:
+                raw = self._source.replace(raw, str(error))
+            else:
+                del raw[raw["__ext__"]]
+                return {**raw, "image": image}
+
+
+def stream(source: PlanSource, *stages: Callable[[Iterable[Any]], Iterator[Any]]) -> wds.DataPipeline:
+    """The pipeline of decoded samples, followed by any webdataset stages.
+
+    A stage that forms batches must form them of `source.rank_batch` samples: then one item is one step of this rank.
+    """
+    return wds.DataPipeline(source, Decode(source), *stages)
+
+
+def describe(bad: BadSample) -> dict[str, Any]:
+    """A line of `bad_samples.jsonl`."""
+    return dataclasses.asdict(bad)
