@@ -74,3 +74,43 @@ def append_result(path: Path, name: str, content: dict[str, Any], packages: Sequ
     results.append({"benchmark": name, "date": today, "machine": machine(packages), "result": content})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def process_tree(root: int) -> list[int]:
+    """Ids of a process and of all its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat_fields(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    tree = [root]
+    for process in tree:
+        tree += children.get(process, [])
+    return tree
+
+
+def cpu_seconds(root: int) -> float:
+    """User and system time of a process tree so far, with that of its processes that have ended and were waited for."""
+    ticks = sum(int(ticks) for process in process_tree(root) for ticks in _stat_fields(process)[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat_fields(process: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third (state) on; none where the process is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def memory_mib(root: int) -> dict[str, float]:
+    """Memory of a process tree, MiB: `pss` counts shared pages once; `own` is what of it is not pages of files."""
+    found = {"Pss": 0, "Pss_File": 0}
+    for process in process_tree(root):
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for name, _, value in (line.partition(":") for line in lines):
+            if name in found:
+                found[name] += int(value.split()[0])
+    return {"pss": found["Pss"] / 1024, "own": (found["Pss"] - found["Pss_File"]) / 1024}

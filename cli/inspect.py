@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +20,12 @@ _MAX_ROWS = 12
 
 
 def inspect(
-    dataset: Annotated[Path, typer.Argument(help="Folder that 'dinowds shard' wrote.", show_default=False)],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or URL that 'dinowds shard' wrote to; DATASET:SUBSET for a subset.", show_default=False
+        ),
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything again and compare it with sizes, counts and digests.")
     ] = False,
@@ -48,13 +52,13 @@ def inspect(
         if not damages:
             raise
     if as_json:
-        content: dict[str, Any] = {"dataset": str(dataset), **({} if summary is None else summary.to_json())}
+        content: dict[str, Any] = {"dataset": dataset, **({} if summary is None else summary.to_json())}
         if verify:
             content["damages"] = [{"shard": d.shard, "key": d.key, "problem": d.problem} for d in damages]
         print_json(content)
     else:
         if summary is not None:
-            print_summary(summary, str(dataset))
+            print_summary(summary, dataset)
         _print_damages(damages, verify)
     if damages:
         first = damages[0]
@@ -69,9 +73,10 @@ def print_summary(summary: Summary, title: str) -> None:
 
     console = Console()
     rows: list[tuple[str, object]] = [
+        *([] if summary.subset is None else [("subset", summary.subset)]),
         ("shards", summary.shards),
         ("samples", summary.samples),
-        ("bytes", format_bytes(summary.num_bytes)),
+        ("bytes of images" if summary.subset else "bytes", format_bytes(_num_bytes(summary))),
         ("slides", summary.slides),
     ]
     if summary.samples_per_slide:
@@ -90,6 +95,11 @@ def print_summary(summary: Summary, title: str) -> None:
         console.print(make_table("labels", ("label", "samples"), _first(labels)))
     console.print(make_table("image sizes", ("width x height", "samples"), _first(list(summary.sizes.items()))))
     console.print(make_table("formats", ("format", "samples"), summary.formats.items()))
+
+
+def _num_bytes(summary: Summary) -> int:
+    """Shards have other samples too: of a subset, its payloads are counted."""
+    return summary.num_bytes if summary.subset is None else summary.payload_bytes
 
 
 def _first(

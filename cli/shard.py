@@ -41,18 +41,23 @@ def default_workers() -> int:
 
 def shard(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SRC...",
             help="Tars (plain, gz, bz2, xz) or folders of images; each is a cohort. A compressed tar needs room "
-            "for its uncompressed bytes in OUT meanwhile.",
+            "for its uncompressed bytes in OUT (or the staging folder) meanwhile.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new dataset.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Folder of the new dataset, or a URL such as s3://bucket/prefix.")
+    ],
     name: Annotated[
         str | None, typer.Option(help="Of the dataset and its shards; the folder's name otherwise.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle over all sources.")] = 0,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle/--no-shuffle", help="Shuffle, or keep the order of the sources.")
+    ] = True,
     shard_size: Annotated[
         str, typer.Option(help="Largest shard: 256MiB, 1GB, 500000. Each worker holds one in memory.")
     ] = "256MiB",
@@ -66,8 +71,16 @@ def shard(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the dataset in OUT, once the new one is whole.")
+        bool,
+        typer.Option("--overwrite", help="Replace the dataset in OUT once the new one is whole; a remote one at once."),
     ] = False,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the unfinished part of a remote dataset: a shard or two a worker.",
+            show_default="in the cache folder",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -83,11 +96,13 @@ def shard(
     options = ShardOptions(
         name=name,
         seed=seed,
+        shuffle=shuffle,
         shard_size=parse_size(shard_size),
         max_count=max_count,
         workers=default_workers() if workers is None else workers,
         key_pattern=DEFAULT_KEY_PATTERN if key_pattern is None else key_pattern,
         overwrite=overwrite,
+        staging=staging,
     )
     with interruptible(), show_progress() as report:
         if dry_run:
@@ -97,12 +112,13 @@ def shard(
     _print_summary(manifest, out, as_json)
 
 
-def _print_summary(manifest: Manifest, out: Path, as_json: bool) -> None:
+def _print_summary(manifest: Manifest, out: str, as_json: bool) -> None:
     from dinowds.data.summary import summarize
+    from dinowds.remote import is_remote
 
-    summary = summarize(out.resolve())
+    summary = summarize(out if is_remote(out) else Path(out).resolve())
     if as_json:
-        print_json({"dataset": str(out), **summary.to_json()})
+        print_json({"dataset": out, **summary.to_json()})
         return
     rows: list[tuple[str, object]] = [
         ("samples", summary.samples),
@@ -113,14 +129,14 @@ def _print_summary(manifest: Manifest, out: Path, as_json: bool) -> None:
     ]
     rows += [(f"skipped: {what}", count) for what, count in manifest.metadata.get("skipped", {}).items()]
     rows += [(f"quarantined: {reason}", count) for reason, count in manifest.quarantined.items()]
-    _print_rows(str(out), rows)
+    _print_rows(out, rows)
 
 
-def _print_plan(plan: ShardPlan, out: Path, as_json: bool) -> None:
+def _print_plan(plan: ShardPlan, out: str, as_json: bool) -> None:
     if as_json:
         import dataclasses
 
-        print_json({"dataset": str(out), **dataclasses.asdict(plan)})
+        print_json({"dataset": out, **dataclasses.asdict(plan)})
         return
     rows: list[tuple[str, object]] = [
         ("samples", plan.samples),

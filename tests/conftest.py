@@ -11,7 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processe
 import pytest
 
 from dinowds.data.dataset import Dataset
+from tests.servers import s3, s3_endpoint
 from tests.support import make_dataset
+
+__all__ = ["s3", "s3_endpoint"]
 
 
 @pytest.fixture(scope="session", autouse=True)

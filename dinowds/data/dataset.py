@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, Manifest, read_manifest
+from dinowds.data.fetch import fetch
+from dinowds.data.index import Index
+from dinowds.data.location import join_url, split_location
+from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, Manifest, read_manifest
+from dinowds.data.selection import Ids, Mask, Selection, pack_mask
+from dinowds.data.shardrows import ShardRows
+from dinowds.data.subset import Subset, load_mask, read_subset
 from dinowds.errors import DatasetError
-
-_OPEN_SHARDS = 256  # row groups kept per process: about 1 MB each
+from dinowds.remote import RemoteFiles, is_remote
 
 
 @dataclass(frozen=True)
@@ -33,80 +39,205 @@ class Sample:
 
 
 class Dataset:
-    """The index of a dataset. Reads row groups of `samples.parquet` as they are needed; opens no shard."""
+    """The index of a dataset, local or remote, or of a subset of it. Opens no shard.
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-        self._first_sample = np.concatenate([[0], np.cumsum([shard.num_samples for shard in manifest.shards])])
-        self._parquet: Any = None  # kept open: its footer describes every row group and takes long to parse
-        self._rows: Callable[[int], pa.Table] = functools.lru_cache(_OPEN_SHARDS)(self._read_rows)
+    A sample's id is its row in samples.parquet, counted over all shards; a subset does not renumber them. Look-ups go
+    through an index in the cache folder (`index`), which all processes of a host share. Can be pickled.
+    """
+
+    def __init__(
+        self, url: str, manifest: Manifest, subset: Subset | None = None, files: RemoteFiles | None = None
+    ) -> None:
+        self.url = url
+        """The folder or URL that the shards' URLs are relative to."""
+        self.manifest = manifest
+        self.subset = None if subset is None else subset.name
+        self.files = files or RemoteFiles()
+        self._subset = subset
+        self._first_id: Ids = np.concatenate([[0], np.cumsum([shard.num_samples for shard in manifest.shards])])
 
     @classmethod
-    def open(cls, path: Path | str) -> Dataset:
-        """Open a dataset folder (or its manifest.json).
+    def open(cls, location: str | Path, files: RemoteFiles | None = None) -> Dataset:
+        """Open 'DATASET' or 'DATASET:SUBSET': a folder or its manifest.json, or a URL of these.
+
+        The samples.parquet of a remote dataset is copied into the cache folder, once for all processes of a host, and
+        its sha256 is checked there. That of a local one is not computed here ('dinowds inspect --verify' does it).
 
         Raises:
-            DatasetError: missing, unfinished, of an unknown version, or the index does not fit the manifest.
+            DatasetError: missing, unfinished, of an unknown version, the index does not fit the manifest, or there is
+                no such subset.
+            StorageError: it lies remote and cannot be read.
         """
-        folder = Path(path)
-        if folder.name == MANIFEST_NAME:
-            folder = folder.parent
-        dataset = cls(folder, read_manifest(folder))
-        dataset._check_index()
+        files = files or RemoteFiles()
+        root, name = split_location(location)
+        manifest = read_manifest(root, files)
+        dataset = cls(root, manifest, None if name is None else read_subset(root, name, manifest, files), files)
+        dataset._check()
         return dataset
 
-    def __len__(self) -> int:
-        return int(self._first_sample[-1])
+    def whole(self) -> Dataset:
+        """The dataset that this is a subset of."""
+        return Dataset(self.url, self.manifest, None, self.files)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only what a loader process needs to open the same index again.
-        return (Dataset, (self.folder, self.manifest))
+        # The selection and what is mapped are made again where they are used.
+        return (Dataset, (self.url, self.manifest, self._subset, self.files))
+
+    def __len__(self) -> int:
+        """Selected samples."""
+        return int(self._first_id[-1]) if self._subset is None else self._subset.samples
+
+    def __getitem__(self, sample: int) -> Sample:
+        """Look a sample up by its id, be it in the subset or not; raises IndexError where there is none."""
+        if not 0 <= sample < self._first_id[-1]:
+            raise IndexError(f"sample {sample} of a dataset of {self._first_id[-1]}")
+        shard = int(self._first_id.searchsorted(sample, side="right")) - 1
+        row = self.rows(shard).row(int(sample - self._first_id[shard]))
+        label = None if row.label < 0 else row.label
+        return Sample(int(sample), row.key, shard, row.offset, row.size, row.ext, row.digest, label)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The selected samples, in the order of their ids."""
+        for sample in self.selection.all_ids().tolist():
+            yield self[sample]
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The samples of the subset, or all.
+
+        Raises:
+            DatasetError: the subset's mask is missing or damaged.
+        """
+        counts = np.diff(self._first_id)
+        if self._subset is None:
+            return Selection(counts)
+        selection = Selection(counts, load_mask(self.url, self._subset, self.files))
+        if len(selection) != self._subset.samples:
+            raise DatasetError(
+                f"{self.url}: subset {self.subset!r} has {len(selection)} samples, its description says "
+                f"{self._subset.samples}; make it again with --overwrite"
+            )
+        return selection
 
     @property
+    def fingerprint(self) -> str:
+        """Of the samples that are selected: sha256 of samples.parquet, and that of the subset's file."""
+        if self._subset is None:
+            return self.manifest.samples_sha256
+        return f"{self.manifest.samples_sha256}:{self._subset.file_sha256}"
+
+    @cached_property
     def index_path(self) -> Path:
-        return self.folder / SAMPLES_NAME
+        """samples.parquet on this host; that of a remote dataset is fetched if need be."""
+        url = join_url(self.url, SAMPLES_NAME)
+        if not is_remote(url):
+            return Path(url)
+        try:
+            return fetch(self.files, url, self.manifest.samples_sha256, ".parquet")
+        except FileNotFoundError:
+            raise DatasetError(f"{url}: no such file, though there is a manifest; copy the dataset again") from None
+
+    @cached_property
+    def index(self) -> Index:
+        return Index(self.index_path, self.manifest.samples_sha256, tuple(self.manifest.cohorts))
+
+    @property
+    def folder(self) -> Path:
+        """Of a local dataset."""
+        return Path(self.url)
+
+    def shard_path(self, shard: int) -> Path:
+        """The tar of shard number `shard` of a local dataset."""
+        return Path(self.shard_url(shard))
 
     @property
     def shard_counts(self) -> list[int]:
         return [shard.num_samples for shard in self.manifest.shards]
 
-    def shard_path(self, shard: int) -> Path:
-        """The tar of shard number `shard`."""
-        return self.folder / self.manifest.shards[shard].url
+    def shard_url(self, shard: int) -> str:
+        """Path or URL of the tar of shard number `shard`."""
+        return join_url(self.url, self.manifest.shards[shard].url)
 
-    def __getitem__(self, sample: int) -> Sample:
-        """Look a sample up by its id."""
-        shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
-        rows = self._rows(shard)
-        row = sample - int(self._first_sample[shard])
-        key, offset, size, ext, digest, label = (column[row].as_py() for column in rows.columns)
-        return Sample(sample, key, shard, offset, size, ext, digest, label)
+    def rows(self, shard: int) -> ShardRows:
+        """All samples of a shard, as arrays that all processes share.
+
+        Raises:
+            DatasetError: its row group in samples.parquet is damaged.
+        """
+        return self.index.rows(shard)
+
+    def slides_of(self, ids: Ids) -> NDArray[np.uint64]:
+        """int64 [n] sample ids → uint64 [n]: a number for each sample's cohort and slide; 0 where that is unknown."""
+        return self._gather(ids, "slide", np.uint64)
+
+    def cohorts_of(self, ids: Ids) -> NDArray[np.int32]:
+        """int64 [n] sample ids → int32 [n]: positions among the manifest's cohorts."""
+        return self._gather(ids, "cohort", np.int32)
+
+    def cohort_masks(self) -> dict[str, Mask]:
+        """All samples of each cohort, in or out of the subset; a bit a sample. Reads one column of the whole index."""
+        names = list(self.manifest.cohorts)
+        num_bytes = -(-int(self._first_id[-1]) // 8)
+        masks = {name: np.zeros(num_bytes, np.uint8) for name in names}
+        rest, done = np.zeros(0, np.int32), 0
+        for _, rows in self.batches(["cohort"]):
+            found = rows["cohort"].dictionary_encode().combine_chunks()
+            codes = self._cohort_codes(found.dictionary.to_pylist())[found.indices.to_numpy()]
+            codes = np.concatenate([rest, codes])
+            whole = len(codes) // 8
+            for position, name in enumerate(names):
+                masks[name][done : done + whole] = pack_mask(codes[: 8 * whole] == position)
+            rest, done = codes[8 * whole :], done + whole
+        for position, name in enumerate(names):
+            masks[name][done:] = pack_mask(rest == position)
+        return masks
+
+    def batches(self, names: Sequence[str], at_least: int = 1 << 18) -> Iterator[tuple[int, Any]]:
+        """Columns of the whole index piece by piece: (first sample id, Arrow table of some row groups).
+
+        Text comes as plain strings. A piece has `at_least` rows, but for the last one.
+        """
+        groups = self.index.groups
+        tables: list[Any] = []
+        first = stop = 0
+        for group in range(len(groups.counts)):
+            tables.append(groups.read(group, names))
+            stop += len(tables[-1])
+            if stop - first >= at_least or group == len(groups.counts) - 1:
+                yield first, pa.concat_tables(tables)
+                first, tables = stop, []
 
     def columns(self, names: list[str]) -> pa.Table:
         """Whole columns of the index, in the order of sample ids."""
         return pq.read_table(self.index_path, columns=names, partitioning=None)
 
-    def _read_rows(self, shard: int) -> pa.Table:
-        columns = ["key", "offset", "size", "ext", "digest", "label"]
-        try:
-            if self._parquet is None:
-                self._parquet = pq.ParquetFile(self.index_path)
-            rows = self._parquet.read_row_group(shard, columns=columns, use_threads=False).select(columns)
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{self.index_path}: row group {shard} cannot be read ({error})") from None
-        return rows.combine_chunks()
+    def _gather(self, ids: Ids, name: str, dtype: Any) -> NDArray[Any]:
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._first_id[-1]:
+            raise IndexError(f"samples {ids.min()} to {ids.max()} of a dataset of {self._first_id[-1]}")
+        shards = np.searchsorted(self._first_id, ids, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        found = np.empty(len(ids), dtype)
+        edges = np.flatnonzero(np.diff(shards[order], prepend=-1, append=-1))
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            mine = order[start:stop]
+            shard = int(shards[mine[0]])
+            found[mine] = getattr(self.rows(shard), name)[ids[mine] - self._first_id[shard]]
+        return found
 
-    def _check_index(self) -> None:
-        try:
-            metadata = pq.read_metadata(self.index_path)
-            names = pq.read_schema(self.index_path).names
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{self.index_path}: cannot be read ({error}); make the dataset again") from None
-        if missing := [name for name in SAMPLES_SCHEMA.names if name not in names]:
-            raise DatasetError(f"{self.index_path}: has no column {missing[0]!r}; make the dataset again")
-        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        if counts != self.shard_counts:
+    def _cohort_codes(self, names: list[str]) -> NDArray[np.int32]:
+        position = {name: place for place, name in enumerate(self.manifest.cohorts)}
+        if unknown := [name for name in names if name not in position]:
             raise DatasetError(
-                f"{self.index_path}: has {metadata.num_rows} rows in {len(counts)} row groups, but {MANIFEST_NAME} "
-                f"lists {len(self)} samples in {len(self.manifest.shards)} shards; make the dataset again"
+                f"{self.index_path}: has the cohort {unknown[0]!r}, which {MANIFEST_NAME} does not list; make the "
+                "dataset again"
             )
+        return np.array([position[name] for name in names], np.int32)
+
+    def _check(self) -> None:
+        found, expected = self.index.groups.counts, np.diff(self._first_id)
+        if not np.array_equal(found, expected):
+            raise DatasetError(
+                f"{self.index_path}: has {found.sum()} rows in {len(found)} row groups, but {MANIFEST_NAME} "
+                f"lists {expected.sum()} samples in {len(expected)} shards; make the dataset again"
+            )
+        _ = self.selection

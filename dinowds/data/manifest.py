@@ -15,12 +15,14 @@ import pyarrow as pa
 
 from dinowds.errors import DatasetError
 from dinowds.files import write_atomic
+from dinowds.remote import RemoteFiles, is_remote
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
 SHARDS_NAME = "shards"
+SUBSETS_NAME = "subsets"
 UNFINISHED_NAME = ".unfinished"
 """Folder in which `dinowds shard` keeps what it needs to go on; removed when the manifest is written."""
 
@@ -73,6 +75,8 @@ class Manifest:
     samples_sha256: str
     quarantined: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    shuffled: bool = True
+    """Whether the samples lie in an order drawn from `seed`; otherwise in that of the sources."""
 
     @property
     def num_samples(self) -> int:
@@ -94,6 +98,7 @@ class Manifest:
                 "cohorts": self.cohorts,
                 "label_names": list(self.label_names),
                 "seed": self.seed,
+                "shuffled": self.shuffled,
                 "shard_sha256": [shard.sha256 for shard in self.shards],
                 "samples_sha256": self.samples_sha256,
                 "quarantined": self.quarantined,
@@ -126,6 +131,7 @@ class Manifest:
             samples_sha256=str(block["samples_sha256"]),
             quarantined={str(reason): int(count) for reason, count in block["quarantined"].items()},
             metadata=dict(block["metadata"]),
+            shuffled=bool(block.get("shuffled", True)),
         )
 
 
@@ -135,25 +141,45 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST_NAME, text.encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read `folder/manifest.json`.
+def read_manifest(location: Path | str, files: RemoteFiles | None = None) -> Manifest:
+    """Read `manifest.json` of the dataset in the folder or at the URL `location`.
 
     Raises:
         DatasetError: there is no dataset, it is unfinished, or the manifest is not readable by this version.
+        StorageError: it lies remote and cannot be read.
     """
-    path = folder / MANIFEST_NAME
+    if isinstance(location, str) and is_remote(location):
+        path = f"{location.rstrip('/')}/{MANIFEST_NAME}"
+        return _parse(path, _read_remote(location, path, files or RemoteFiles()))
+    folder = Path(location)
     try:
-        content = json.loads(path.read_bytes())
+        content = (folder / MANIFEST_NAME).read_bytes()
     except FileNotFoundError:
         raise DatasetError(_why_no_manifest(folder)) from None
     except NotADirectoryError:
         raise DatasetError(f"{folder}: is a file, expected a dataset folder made by 'dinowds shard'") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}); make the dataset again") from None
+    except OSError as error:
+        raise DatasetError(f"{folder / MANIFEST_NAME}: cannot be read ({error.strerror}); restore it") from None
+    return _parse(str(folder / MANIFEST_NAME), content)
+
+
+def _read_remote(url: str, path: str, files: RemoteFiles) -> bytes:
     try:
-        return Manifest.from_json(content)
+        return files.read(path)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{url}: no such dataset, or an unfinished one (it has no {MANIFEST_NAME}); give the URL that "
+            "'dinowds shard --out' wrote to, or run that command again"
+        ) from None
+
+
+def _parse(path: str, content: bytes) -> Manifest:
+    try:
+        return Manifest.from_json(json.loads(content))
     except KeyError as error:
         raise DatasetError(f"{path}: has no {error.args[0]!r}; not a manifest of dinowds") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); make the dataset again") from None
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
     except (TypeError, AttributeError, OverflowError) as error:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinowds.data.passes import Chunks, Pass, partition_edges
-from dinowds.data.plan import PASS, Draws, Ids, Order, Plan, steps_per_epoch
+from dinowds.data.plan import PASS, Draws, Ids, Order, Plan, Seen, steps_per_epoch
 from dinowds.data.selection import Selection
 from dinowds.errors import ConfigError
 
@@ -73,9 +73,9 @@ class WeightedPlan(Plan):
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
         cycles, rows = np.divmod(np.asarray(steps, dtype=np.int64), self._cycle)
         groups = self._groups[rows]
-        numbers = self._ranks[rows] + cycles[:, None] * self._counts[groups]
+        numbers: Ids = self._ranks[rows] + cycles[:, None] * self._counts[groups]
         order = np.argsort(self._rank_keys(groups, numbers), axis=1, kind="stable")[:, start:stop]
-        groups, numbers = (np.take_along_axis(array, order, 1) for array in (groups, numbers))
+        groups, numbers = np.take_along_axis(groups, order, 1), np.take_along_axis(numbers, order, 1)
         visits, places = np.divmod(numbers, self._lengths[groups])
         draws = Draws(np.empty_like(groups), visits, groups, np.empty_like(groups), np.empty_like(groups))
         for group, visit in sorted({*zip(groups.ravel().tolist(), visits.ravel().tolist(), strict=True)}):
@@ -86,11 +86,23 @@ class WeightedPlan(Plan):
             draws.chunk_first[mine], draws.chunk_count[mine] = spots.chunk_first, spots.chunk_count
         return draws
 
+    def seen(self, until_step: int) -> Seen:
+        cycles, row = divmod(until_step, self._cycle)
+        numbers = cycles * self._counts + np.bincount(self._groups[:row].ravel(), minlength=len(self._counts))
+        visits, places = np.divmod(numbers, self._lengths)
+        return Seen(visits.tolist(), self._pieces(visits.tolist(), places.tolist()))
+
+    def _pieces(self, visits: list[int], places: list[int]) -> Iterator[tuple[Ids, int]]:
+        for group, (visit, drawn) in enumerate(zip(visits, places, strict=True)):
+            this = self._pass(group, visit)
+            for piece in this.heads(_dealt(drawn, np.diff(this.edges))):
+                yield self.selections[group].ids(piece), 1
+
     def _rank_keys(self, groups: Ids, numbers: Ids) -> NDArray[np.float64]:
         """By which the places of a batch are ordered: draws of the same partition lie together, so that each host reads
         most of its own partitions alone. Draws of a cohort with one partition are spread over the batch.
         """
-        keys = numbers * _GOLDEN % 1
+        keys: NDArray[np.float64] = numbers * _GOLDEN % 1
         for group, (partitions, _) in enumerate(self._layouts):
             if partitions > 1:
                 mine = groups == group
@@ -121,6 +133,14 @@ def _deal(places: Ids, edges: Ids) -> tuple[Ids, Ids]:
     last = rounds == lengths.min()
     partition[last] = longer[partition[last]]
     return edges[partition], rounds
+
+
+def _dealt(drawn: int, lengths: Ids) -> Ids:
+    """How many of the first `drawn` places of a pass went to each partition."""
+    rounds, more = divmod(drawn, len(lengths))
+    dealt: Ids = np.minimum(lengths, rounds)
+    dealt[np.flatnonzero(lengths > rounds)[:more]] += 1
+    return dealt
 
 
 def checked_weights(cohorts: Collection[str], weights: Mapping[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ What is held are numbers a shard and a window, never a number a chunk or a sampl
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from dinowds.data.permutation import Keys, draw_keys, permute, unpermute
 Places = NDArray[np.int64]
 
 _CHUNKS, _WINDOW = 0, 1  # streams of keys, kept apart by the seed's spawn key
+_PIECE = 1 << 20  # places that are listed at once
 
 
 class Chunks:
@@ -56,9 +58,9 @@ class Spots(NamedTuple):
     places: Places
     """In the selection."""
     chunk_first: Places
-    """First place of each sample's chunk."""
+    """First place of each sample's chunk, as far as it lies in the same partition."""
     chunk_count: Places
-    """Samples of that chunk."""
+    """Samples of it there."""
 
 
 class Pass:
@@ -101,8 +103,31 @@ class Pass:
         windows = np.searchsorted(self._windows, positions, side="right") - 1
         unique, which = np.unique(windows, return_inverse=True)
         keys = self._keys_of(unique)[which]
-        starts = self._windows[windows]
-        return self._in_stream(starts + permute(positions - starts, self._windows[windows + 1] - starts, keys))
+        starts, stops = self._windows[windows], self._windows[windows + 1]
+        return self._in_stream(starts + permute(positions - starts, stops - starts, keys), starts, stops)
+
+    def stream(self, start: int, stop: int) -> Iterator[Places]:
+        """Places in the selection at `start` … `stop − 1` of the stream before windows are shuffled, piece by piece.
+
+        What lies at `length` and behind it is what the pass leaves out.
+        """
+        for begin in range(start, stop, _PIECE):
+            end = min(begin + _PIECE, stop)
+            first, last = np.searchsorted(self._cells, [begin, end - 1], side="right") - 1
+            chunks = np.arange(first * self._width, min((last + 1) * self._width, len(self._chunks)))
+            places, counts = self._chunks.spans(permute(chunks, len(self._chunks), self._chunk_keys))
+            found = np.repeat(places - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+            yield found[begin - self._cells[first] : end - self._cells[first]]
+
+    def heads(self, counts: Places) -> Iterator[Places]:
+        """Places in the selection at the first `counts` (int64 [partitions]) positions of each partition, piece by
+        piece and in no order: a whole window is a stretch of the stream, and need not be shuffled to be listed.
+        """
+        for start, stop in zip(self.edges[:-1].tolist(), (self.edges[:-1] + counts).tolist(), strict=True):
+            window = int(self._windows[np.searchsorted(self._windows, stop, side="right") - 1])
+            yield from self.stream(start, window)
+            for begin in range(window, stop, _PIECE):
+                yield self.at(np.arange(begin, min(begin + _PIECE, stop))).places
 
     def _keys_of(self, windows: Places) -> Keys:
         """uint64 [windows, ROUNDS]. Those asked for last are kept: as many as partitions are open, twice."""
@@ -114,15 +139,19 @@ class Pass:
         _forget(self._window_keys, 2 * self.partitions)
         return keys
 
-    def _in_stream(self, positions: Places) -> Spots:
-        """What is at `positions` of the stream of chunks, before windows are shuffled."""
+    def _in_stream(self, positions: Places, starts: Places, stops: Places) -> Spots:
+        """What is at `positions` of the stream of chunks, before windows are shuffled.
+
+        A chunk that lies across the edge of a partition is two there: `starts` and `stops` are those of the windows.
+        """
         cells = np.unique(np.searchsorted(self._cells, positions, side="right") - 1)
         self._open(cells)
         first, counts, ends = np.concatenate([self._open_cells[cell] for cell in cells.tolist()], axis=1)
         _forget(self._open_cells, 2 * self.partitions)
         chunk = np.searchsorted(ends, positions, side="right")
-        first, counts = first[chunk], counts[chunk]
-        return Spots(first + positions - (ends[chunk] - counts), first, counts)
+        begins, ends, first = (ends - counts)[chunk], ends[chunk], first[chunk]
+        lower = np.maximum(begins, starts)
+        return Spots(first + positions - begins, first + lower - begins, np.minimum(ends, stops) - lower)
 
     def _open(self, cells: Places) -> None:
         """Look up the chunks of those cells that are not at hand, all at once: int64 [3, chunks] a cell, with each
@@ -142,7 +171,7 @@ class Pass:
 
 
 def partition_edges(length: int, partitions: int) -> Places:
-    """int64 [partitions + 1]: where equal partitions of `length` places begin, and the end; they differ by 1 at most."""
+    """int64 [partitions + 1]: where equal partitions of `length` places begin, and the end."""
     return np.arange(partitions + 1, dtype=np.int64) * length // partitions
 
 

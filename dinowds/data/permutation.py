@@ -1,12 +1,14 @@
 """Permutations that are computed place by place, so that they take no memory and no time to set up.
 
-A Feistel network shuffles the 2^b ≥ n numbers of b bits; one that lands outside 0 … n − 1 is sent through again until it
-lands inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). 24 rounds, as Mitchell et
-al., "Bandwidth-optimal random shuffling for GPUs" (2022), found good for small n too. Only integer arithmetic and
+A Feistel network shuffles the 2^b ≥ n numbers of b bits; one that lands outside 0 … n − 1 is sent through again until
+it lands inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). 24 rounds, as Mitchell
+et al., "Bandwidth-optimal random shuffling for GPUs" (2022), found good for small n too. Only integer arithmetic and
 `SeedSequence` are used: the numbers are the same with every version of numpy.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,8 @@ _HALF = np.uint64(32)
 
 def draw_keys(seed: int, *spawn_key: int) -> Keys:
     """uint64 [ROUNDS]: the keys of one permutation."""
-    return np.random.SeedSequence(seed, spawn_key=spawn_key).generate_state(ROUNDS, np.uint64)
+    keys: NDArray[Any] = np.random.SeedSequence(seed, spawn_key=spawn_key).generate_state(ROUNDS, np.uint64)
+    return keys
 
 
 def permute(places: Places, sizes: Places | int, keys: Keys) -> Places:
@@ -74,7 +77,8 @@ def _shuffle(numbers: NDArray[np.uint64], limits: Places, keys: Keys, inverse: b
     for i in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
         changed = i % 2
         halves[changed] ^= _mix(halves[1 - changed], keys[i]) & masks[changed]
-    return halves[0] | (halves[1] << low_bits)
+    joined: NDArray[np.uint64] = halves[0] | (halves[1] << low_bits)
+    return joined
 
 
 def _mix(half: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -92,6 +92,15 @@ class Draws(NamedTuple):
     """Samples of that chunk."""
 
 
+class Seen(NamedTuple):
+    """How often samples were drawn: the sum of both."""
+
+    passes: list[int]
+    """How often all samples of each of the plan's `selections` were."""
+    pieces: Iterator[tuple[Ids, int]]
+    """Sample ids, and how often more each of them was; −1 where a pass has left them out."""
+
+
 class Plan(ABC):
     """The order of a run. Steps are counted over all epochs."""
 
@@ -103,9 +112,14 @@ class Plan(ABC):
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
         """Places `start` … `stop − 1` (all by default) of the global batches `steps`."""
 
+    @abstractmethod
+    def seen(self, until_step: int) -> Seen:
+        """What the global batches before `until_step` have drawn, without walking through them."""
+
     def ids(self, step: int, start: int = 0, stop: int | None = None) -> Ids:
         """int64 [places]: sample ids of one global batch, or a slice of it."""
-        return self.draws([step], start, stop).ids[0]
+        ids: Ids = self.draws([step], start, stop).ids[0]
+        return ids
 
     def substitute(self, sample: int, group: int, visit: int, attempt: int) -> int:
         """Id of the sample that stands in for an unreadable one, of the same group; `attempt` counts from 0."""
@@ -136,6 +150,20 @@ class EpochPlan(Plan):
         parts = [self._of_epoch(int(epoch), steps_of_epoch[epochs == epoch], places) for epoch in np.unique(epochs)]
         back = np.argsort(np.argsort(epochs, kind="stable"), kind="stable")
         return Draws(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
+
+    def seen(self, until_step: int) -> Seen:
+        epochs, steps = divmod(until_step, self.steps_per_epoch)
+        return Seen([epochs], self._pieces(epochs, steps))
+
+    def _pieces(self, epochs: int, steps: int) -> Iterator[tuple[Ids, int]]:
+        selection = self.selections[0]
+        left_out = self.steps_per_epoch * self.order.batch_size, len(selection)
+        for epoch in range(epochs):
+            for places in self.epoch(epoch).stream(*left_out):
+                yield selection.ids(places), -1
+        this = self.epoch(epochs)
+        for places in this.heads(np.full(this.partitions, steps * self.order.batch_size // this.partitions)):
+            yield selection.ids(places), 1
 
     def epoch(self, epoch: int) -> Pass:
         """The pass of an epoch. The newest two are kept: a loader reads ahead over an epoch's end."""

@@ -20,6 +20,7 @@ from dinowds.data.runs import Runs, run_of
 from dinowds.data.spread import CappedPlan
 from dinowds.data.store import Run, Store, open_store
 from dinowds.errors import ConfigError, DatasetError, SampleError
+from dinowds.remote import is_remote
 from dinowds.world import World
 
 READ_AHEAD = 2
@@ -64,6 +65,26 @@ def make_plan(dataset: Dataset, order: Order) -> Plan:
     else:
         plan = EpochPlan(dataset.selection, order)
     return CappedPlan(plan, dataset.slides_of) if order.max_per_slide else plan
+
+
+def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) -> None:
+    """Refuse a cache into which the open windows of a host do not fit: chunks would be fetched again and again.
+
+    Raises:
+        ConfigError: a dataset with remote shards needs more than `max_bytes`.
+    """
+    order, manifest = plan.order, dataset.manifest
+    if not any(is_remote(dataset.shard_url(shard)) for shard in range(len(manifest.shards))):
+        return
+    assert order.partitions is not None
+    assert order.window_chunks is not None
+    pool = min(len(dataset), order.partitions * order.window_chunks * order.chunk_size)
+    needed = pool * manifest.num_bytes / manifest.num_samples / min(num_hosts, order.partitions)
+    if needed > max_bytes:
+        raise ConfigError(
+            f"data.cache_gib is {max_bytes / 2**30:.3g}, but the chunks that are open at once take {needed / 2**30:.3g} GiB "
+            f"on each host; raise it to at least {needed * 1.2 / 2**30:.2g}, or lower data.window_chunks"
+        )
 
 
 class PlanSource(IterableDataset[RawSample]):

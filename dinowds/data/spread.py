@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinowds.data.plan import Draws, Ids, Plan
+from dinowds.data.plan import Draws, Ids, Plan, Seen
 
 BLOCK_STEPS = 64
 
@@ -37,6 +38,13 @@ class CappedPlan(Plan):
             begin, end = self._block_of(step)
             found.append([array[step - begin, start:stop] for array in self._block(begin, end)])
         return Draws(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
+
+    def seen(self, until_step: int) -> Seen:
+        # Samples move within a block: before it, as many were drawn as without a cap.
+        begin, _ = self._block_of(until_step)
+        passes, pieces = self._plan.seen(begin)
+        steps = range(begin, until_step)
+        return Seen(passes, chain(pieces, ((self.ids(step), 1) for step in steps)))
 
     def _block_of(self, step: int) -> tuple[int, int]:
         """First step and end of the block: the last one of an epoch takes the steps that do not fill another."""

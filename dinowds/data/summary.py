@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from dinowds.data.manifest import SAMPLES_NAME, SAMPLES_SCHEMA, read_manifest
-from dinowds.errors import DatasetError
+from dinowds.data.dataset import Dataset
+from dinowds.data.manifest import SAMPLES_NAME
+from dinowds.data.rowgroups import open_samples, read_rows
+
+__all__ = ["Summary", "open_index", "read_rows", "summarize"]
 
 _MERGE_ROWS = 1 << 20
+_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,13 @@ class Summary:
 
     name: str
     kind: str
+    subset: str | None
+    """Name of the subset that is counted; None for the whole dataset."""
     shards: int
+    """That hold samples of it."""
     samples: int
     num_bytes: int
+    """Of all shards of the dataset."""
     payload_bytes: int
     cohorts: dict[str, int]
     slides: int
@@ -50,26 +58,20 @@ class Summary:
         return dataclasses.asdict(self)
 
 
-def summarize(folder: Path) -> Summary:
-    """Read the manifest and the index of the dataset in `folder`; no shard is opened.
+def summarize(location: str | Path | Dataset) -> Summary:
+    """Read the manifest and the index of a dataset, or of a subset of it ('DATASET:SUBSET'); no shard is opened.
 
     Raises:
         DatasetError: there is no dataset, or its index cannot be read or does not fit the manifest.
+        StorageError: it lies remote and cannot be read.
     """
-    manifest = read_manifest(folder)
+    dataset = location if isinstance(location, Dataset) else Dataset.open(location)
+    manifest = dataset.manifest
     counts = _Counts()
-    with open_index(folder) as index:
-        for group in range(index.num_row_groups):
-            try:
-                counts.add(read_rows(index, group, ("cohort", "slide", "label", "width", "height", "ext", "size")))
-            except ValueError as error:
-                raise DatasetError(f"{folder / SAMPLES_NAME}: {error}; make the dataset again") from None
+    chosen = None if dataset.subset is None else dataset.selection.chosen()
+    for first, rows in dataset.batches(("cohort", "slide", "label", "width", "height", "ext", "size"), _BATCH_ROWS):
+        counts.add(rows if chosen is None else rows.filter(pa.array(chosen[first : first + len(rows)])))
     slides, labels, sizes, formats = (counts.finish(names) for names in _GROUPS)
-    if counts.samples != manifest.num_samples:
-        raise DatasetError(
-            f"{folder / SAMPLES_NAME}: has {counts.samples} rows, the manifest says {manifest.num_samples}; "
-            "run 'dinowds inspect --verify'"
-        )
     known = {pair: count for pair, count in slides.items() if pair[1] is not None}
     per_slide = np.array(list(known.values()))
     cohorts: Counter[str] = Counter()
@@ -79,7 +81,8 @@ def summarize(folder: Path) -> Summary:
     return Summary(
         name=manifest.name,
         kind=manifest.kind,
-        shards=len(manifest.shards),
+        subset=dataset.subset,
+        shards=int(np.count_nonzero(dataset.selection.counts)),
         samples=counts.samples,
         num_bytes=manifest.num_bytes,
         payload_bytes=counts.payload_bytes,
@@ -97,48 +100,9 @@ def summarize(folder: Path) -> Summary:
     )
 
 
-def open_index(folder: Path) -> pq.ParquetFile:
-    """Open `folder/samples.parquet`; raises DatasetError where it is no index of this format."""
-    path = folder / SAMPLES_NAME
-    try:
-        index = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file, though there is a manifest; make the dataset again") from None
-    except (OSError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: is not a Parquet file ({_one_line(error)}); make the dataset again") from None
-    found = {field.name: _plain_type(field.type) for field in index.schema_arrow}
-    for field in SAMPLES_SCHEMA:
-        if found.get(field.name) != _plain_type(field.type):
-            index.close()
-            was = f"a column {field.name!r} of type {found[field.name]}" if field.name in found else "no such column"
-            expected = f"a column {field.name!r} of type {_plain_type(field.type)}"
-            raise DatasetError(f"{path}: has {was}, expected {expected}; make the dataset again")
-    return index
-
-
-def read_rows(index: pq.ParquetFile, group: int, columns: Sequence[str]) -> Any:
-    """A table of one row group, whose text is UTF-8 and where nothing is missing that must be there.
-
-    Raises ValueError, in one line, where it cannot be read as that.
-    """
-    try:
-        rows = index.read_row_group(group, columns=list(columns))
-        rows.validate(full=True)
-    except (OSError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
-        raise ValueError(f"cannot be read ({_one_line(error)})") from None
-    for name in columns:
-        if not SAMPLES_SCHEMA.field(name).nullable and rows[name].null_count:
-            raise ValueError(f"has rows without {name!r}")
-    return rows
-
-
-def _plain_type(data_type: Any) -> Any:
-    """Which columns are dictionaries is up to whoever wrote them."""
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def open_index(folder: Path) -> Any:
+    """Open `folder/samples.parquet` as a ParquetFile; raises DatasetError where it is no index of this format."""
+    return open_samples(folder / SAMPLES_NAME)
 
 
 _GROUPS = (("cohort", "slide"), ("label",), ("width", "height"), ("ext",))
@@ -154,9 +118,9 @@ class _Counts:
 
     def add(self, rows: Any) -> None:
         self.samples += len(rows)
-        self.payload_bytes += sum(rows["size"].to_numpy().tolist())
+        self.payload_bytes += int(pc.sum(rows["size"]).as_py() or 0)
         for names, tables in self._tables.items():
-            counted = _plain(rows.select(names)).group_by(list(names)).aggregate([([], "count_all")])
+            counted = rows.select(names).group_by(list(names)).aggregate([([], "count_all")])
             tables.append(counted)
             if sum(len(table) for table in tables) > _MERGE_ROWS:
                 self._tables[names] = [_merged(tables, names)]
@@ -173,12 +137,6 @@ class _Counts:
 def _merged(tables: Sequence[Any], names: Sequence[str]) -> Any:
     summed = pa.concat_tables(tables).group_by(list(names)).aggregate([("count_all", "sum")])
     return summed.rename_columns(["count_all" if name == "count_all_sum" else name for name in summed.column_names])
-
-
-def _plain(rows: Any) -> Any:
-    """Dictionary columns as text: row groups have dictionaries of their own."""
-    fields = [pa.field(f.name, _plain_type(f.type)) for f in rows.schema]
-    return rows.cast(pa.schema(fields))
 
 
 def _by_frequency(counts: dict[str, int]) -> dict[str, int]:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import xxhash
 
+from dinowds.data.location import split_location
 from dinowds.data.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
     SAMPLES_NAME,
     SHARDS_NAME,
+    SUBSETS_NAME,
     Manifest,
     Shard,
     read_manifest,
 )
+from dinowds.data.sequential import DatasetFiles, HashingReader
+from dinowds.data.subset import Subset, read_subset
 from dinowds.data.summary import open_index, read_rows
 from dinowds.errors import DatasetError
-from dinowds.files import sha256_of
-
-_STEP = 1 << 20
+from dinowds.files import cache_folder
+from dinowds.remote import is_remote
 
 
 @dataclass(frozen=True)
@@ -38,55 +44,109 @@ class Damage:
     problem: str
 
 
-def verify_dataset(folder: Path, report: Callable[[int, int], None] | None = None) -> list[Damage]:
-    """Read all of a dataset again: index, sizes, digests, names and counts. An empty list: all is well.
+def verify_dataset(location: str | Path, report: Callable[[int, int], None] | None = None) -> list[Damage]:
+    """Read all of a dataset again: index, sizes, digests, names, counts and subsets. An empty list: all is well.
 
     Args:
+        location: a folder or a URL; of 'DATASET:SUBSET' all of DATASET is read.
         report: gets (bytes of shards read, bytes of all shards) now and then.
 
     Raises:
         DatasetError: there is no dataset, or its manifest cannot be read.
+        StorageError: a remote file cannot be read, though it is there.
     """
-    manifest = read_manifest(folder)
-    damages = _verify_index_file(folder, manifest)
-    rows = _Rows(folder, manifest)
+    root, subset = split_location(location)
+    files = DatasetFiles(root)
+    manifest = read_manifest(root, files.remote)
     num_bytes = 0
-    for position, shard in enumerate(manifest.shards):
-        found, problem = rows.of_shard(position)
-        if problem:
-            damages.append(Damage(shard.url, None, problem))
-        damages += _verify_shard(folder, shard, found)
-        num_bytes += shard.num_bytes
-        if report:
-            report(num_bytes, manifest.num_bytes)
-    return damages + rows.verify_counts() + _verify_other_files(folder, manifest)
+    with _index_folder(files, root) as (folder, problem, sha256):
+        if not problem and sha256 != manifest.samples_sha256:
+            problem = "its sha256 is not the manifest's"
+        damages = [Damage(SAMPLES_NAME, None, problem)] if problem else []
+        rows = _Rows(folder, manifest)
+        for position, shard in enumerate(manifest.shards):
+            found, problem = rows.of_shard(position)
+            if problem:
+                damages.append(Damage(shard.url, None, problem))
+            damages += _verify_shard(files, shard, found)
+            num_bytes += shard.num_bytes
+            if report:
+                report(num_bytes, manifest.num_bytes)
+        damages += rows.verify_counts()
+    return damages + _verify_other_files(files, manifest) + _verify_subsets(root, subset, files, manifest)
 
 
-def _verify_index_file(folder: Path, manifest: Manifest) -> list[Damage]:
-    path = folder / SAMPLES_NAME
+@contextmanager
+def _index_folder(files: DatasetFiles, root: str) -> Iterator[tuple[Path, str, str]]:
+    """A local folder with samples.parquet (a copy of a remote one), what is wrong with it ('': nothing), its sha256."""
+    if is_remote(root):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="verify-", dir=cache_folder()) as folder:
+            yield Path(folder), *_read_whole(files, SAMPLES_NAME, Path(folder) / SAMPLES_NAME)
+    else:
+        yield Path(root), *_read_whole(files, SAMPLES_NAME)
+
+
+def _read_whole(files: DatasetFiles, url: str, copy: Path | None = None) -> tuple[str, str]:
+    """Read a file, and copy it if asked for: (what is wrong or '', sha256)."""
     try:
-        sha256 = sha256_of(path)
+        with files.open(url) as reader:
+            if copy is None:
+                for _ in reader.blocks():
+                    pass
+            else:
+                with open(copy, "wb") as file:
+                    file.writelines(reader.blocks())
+            return "", reader.sha256
     except OSError as error:
-        return [Damage(SAMPLES_NAME, None, f"cannot be read ({error.strerror or error})")]
-    if sha256 != manifest.samples_sha256:
-        return [Damage(SAMPLES_NAME, None, "its sha256 is not the manifest's")]
-    return []
+        return f"cannot be read ({error.strerror or error})", ""
 
 
-def _verify_other_files(folder: Path, manifest: Manifest) -> list[Damage]:
+def _verify_other_files(files: DatasetFiles, manifest: Manifest) -> list[Damage]:
     """Shards that no one would read, and the lines of the quarantine against the manifest's counts."""
     listed = {shard.url for shard in manifest.shards}
-    found = sorted(f"{SHARDS_NAME}/{path.name}" for path in (folder / SHARDS_NAME).glob("*"))
+    found = [f"{SHARDS_NAME}/{name}" for name in files.names(SHARDS_NAME)]
     damages = [Damage(url, None, "the manifest does not list this file") for url in found if url not in listed]
     reasons: Counter[str] = Counter()
     try:
-        with open(folder / QUARANTINE_NAME, "rb") as lines:
-            reasons.update(str(json.loads(line)["reason"]) for line in lines)
+        lines = _content(files, QUARANTINE_NAME).splitlines()
+        reasons.update(str(json.loads(line)["reason"]) for line in lines)
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         return [*damages, Damage(QUARANTINE_NAME, None, f"cannot be read ({' '.join(str(error).split())})")]
     if reasons != manifest.quarantined:
         damages.append(Damage(QUARANTINE_NAME, None, "its counts of reasons are not the manifest's"))
     return damages
+
+
+def _verify_subsets(root: str, named: str | None, files: DatasetFiles, manifest: Manifest) -> list[Damage]:
+    """Descriptions against the dataset, and masks against their descriptions. `named` is looked at in any case."""
+    names = {name[:-5] for name in files.names(SUBSETS_NAME) if name.endswith(".json") and not name.startswith(".")}
+    damages = []
+    for name in sorted(names | ({named} if named else set())):
+        try:
+            problem = _mask_problem(files, read_subset(root, name, manifest, files.remote), manifest.num_samples)
+        except (DatasetError, OSError, ValueError) as error:
+            problem = " ".join(str(error).split())
+        if problem:
+            damages.append(Damage(f"{SUBSETS_NAME}/{name}", None, problem))
+    return damages
+
+
+def _mask_problem(files: DatasetFiles, subset: Subset, num_samples: int) -> str:
+    with files.open(f"{SUBSETS_NAME}/{subset.name}.npy") as reader:
+        content = b"".join(reader.blocks())
+    if reader.sha256 != subset.file_sha256:
+        return "the sha256 of its mask is not the one of its description"
+    mask = np.load(io.BytesIO(content), allow_pickle=False)
+    if mask.dtype != np.uint8 or mask.shape != (-(-num_samples // 8),):
+        return f"its mask is {mask.dtype} {mask.shape}, which does not fit {num_samples} samples"
+    count = int(np.unpackbits(mask).sum())
+    return "" if count == subset.samples else f"its mask has {count} samples, its description says {subset.samples}"
+
+
+def _content(files: DatasetFiles, url: str) -> bytes:
+    with files.open(url) as reader:
+        return b"".join(reader.blocks())
 
 
 class _Rows:
@@ -138,17 +198,16 @@ class _Rows:
         return damages
 
 
-def _verify_shard(folder: Path, shard: Shard, rows: list[dict[str, Any]]) -> list[Damage]:
-    path = folder / shard.url
+def _verify_shard(files: DatasetFiles, shard: Shard, rows: list[dict[str, Any]]) -> list[Damage]:
+    damages = []
     try:
-        size = path.stat().st_size
-        damages = []
-        if size != shard.num_bytes:
-            damages.append(Damage(shard.url, None, f"has {size} bytes, the manifest says {shard.num_bytes}"))
-        with open(path, "rb") as file:
-            reader = _HashingReader(file)
+        with files.open(shard.url) as reader:
+            if reader.size != shard.num_bytes:
+                problem = f"has {reader.size} bytes, the manifest says {shard.num_bytes}"
+                damages.append(Damage(shard.url, None, problem))
             found = [Damage(shard.url, *pair) for pair in _verify_samples(reader, rows, shard.num_bytes)]
-            reader.read_to_end()
+            for _ in reader.blocks():
+                pass
     except OSError as error:
         return [Damage(shard.url, None, f"cannot be read ({error.strerror or error})")]
     if not found and not damages and reader.sha256 != shard.sha256:
@@ -157,7 +216,7 @@ def _verify_shard(folder: Path, shard: Shard, rows: list[dict[str, Any]]) -> lis
 
 
 def _verify_samples(
-    reader: _HashingReader, rows: list[dict[str, Any]], num_bytes: int
+    reader: HashingReader, rows: list[dict[str, Any]], num_bytes: int
 ) -> Iterator[tuple[str | None, str]]:
     """Compare each sample of a shard of `num_bytes` with its row; yields (key, problem)."""
     for row in rows:
@@ -178,7 +237,7 @@ def _verify_samples(
             yield row["key"], problem
 
 
-def _label_problem(reader: _HashingReader, row: dict[str, Any]) -> str:
+def _label_problem(reader: HashingReader, row: dict[str, Any]) -> str:
     reader.read(-row["size"] % tarfile.BLOCKSIZE)
     text = str(row["label"]).encode()
     if problem := _header_problem(reader.read(tarfile.BLOCKSIZE), f"{row['key']}.cls", len(text)):
@@ -194,27 +253,3 @@ def _header_problem(header: bytes, name: str, size: int) -> str:
     if info.name != name:
         return f"its member is called {info.name!r}, expected {name!r}"
     return "" if info.size == size else f"its header says {info.size} bytes, {SAMPLES_NAME} says {size}"
-
-
-class _HashingReader:
-    """Reads a file in sequence and hashes all of it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.position = 0
-        self._file = file
-        self._sha256 = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        """The next `size` bytes, or what is left."""
-        content = self._file.read(size)
-        self._sha256.update(content)
-        self.position += len(content)
-        return content
-
-    def read_to_end(self) -> None:
-        while self.read(_STEP):
-            pass
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()

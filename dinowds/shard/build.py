@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-import dinowds
-from dinowds.data.manifest import FORMAT_VERSION, Manifest
-from dinowds.errors import ConfigError, SourceError
+from dinowds.data.manifest import Manifest
+from dinowds.errors import SourceError
 
 from .finish import finish_dataset
 from .layout import Candidates, cut_shards, join_listings, member_bytes, shuffled
 from .listing import Listing
+from .options import ShardOptions, dataset_name, fingerprint_of, open_all
+from .output import output_errors, shard_url
 from .pool import write_shards
-from .records import DEFAULT_KEY_PATTERN, compile_key_pattern, decode_name
-from .sources import Source, check_unchanged, list_source, open_sources, open_tar
+from .sources import Source, check_unchanged, list_source, open_tar
 from .spool import open_stream, spool
 from .ustar import END_BYTES
-from .workspace import Workspace, check_output, claim, output_errors
-from .writer import Job, ShardTask, read_done
+from .workspace import Workspace, claim
+from .writer import Job, ShardTask, read_rows
 
-DEFAULT_SHARD_SIZE = 256 << 20
-MIN_SHARD_SIZE = 1 << 16
-MAX_SHARD_SIZE = 1 << 40
-MAX_NAME_BYTES = 200
-"""A shard's file name has 255 at most, and some are for its number."""
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """How a dataset is made. Only `workers` and `overwrite` leave its bytes as they are."""
-
-    name: str | None = None
-    """Of the dataset and its shards; None for the output folder's name."""
-    seed: int = 0
-    """Of the order of the samples; at least 0."""
-    shard_size: int = DEFAULT_SHARD_SIZE
-    """Largest length of a shard, bytes."""
-    max_count: int | None = None
-    """Largest number of samples of a shard; None for any."""
-    workers: int = 1
-    """Processes that write shards; 1 writes in this one."""
-    key_pattern: str = DEFAULT_KEY_PATTERN
-    """Regular expression with named groups slide, x, y (each optional), searched in a member's path; '' for none."""
-    overwrite: bool = False
-    """Replace a dataset, or another command's unfinished one, that lies in the output folder."""
+__all__ = ["ShardOptions", "ShardPlan", "ShardProgress", "build_dataset", "plan_dataset"]
 
 
 @dataclass(frozen=True)
@@ -82,28 +58,30 @@ class ShardPlan:
 Report = Callable[[ShardProgress], None]
 
 
-def build_dataset(sources: Sequence[Path], out: Path, options: ShardOptions, report: Report | None = None) -> Manifest:
-    """Write the images of `sources`, shuffled, as a dataset in the folder `out`.
+def build_dataset(
+    sources: Sequence[Path | str], out: Path | str, options: ShardOptions, report: Report | None = None
+) -> Manifest:
+    """Write the images of `sources`, shuffled, as a dataset in the folder `out`, or at the remote URL `out`.
 
     The same sources and options give the same bytes whatever the number of workers. A run that was ended goes on when
     it is called again with the same arguments. With more than one worker the calling script needs the usual
     `if __name__ == "__main__"` guard.
 
     Args:
-        sources: tars (plain, or compressed with gz, bz2, xz) and folders of images; each is a cohort.
+        sources: tars (plain, or compressed with gz, bz2, xz) and folders of images; each is a cohort. All are local.
         report: called now and then from this process.
 
     Raises:
         SourceError: a source is missing, damaged, empty, or changed meanwhile; or no image is whole.
-        OutputError: `out` holds something else, or cannot be written.
+        OutputError, StorageError: `out` holds something else, or cannot be written.
         ConfigError: an option cannot work.
     """
-    report, out = report or (lambda _: None), out.resolve()
-    opened = _open(sources, out, options)
-    fingerprint = _fingerprint(opened, out, options)
-    with output_errors(out), claim(out, options.overwrite, fingerprint) as workspace:
+    report = report or (lambda _: None)
+    opened, output = open_all(sources, out, options)
+    fingerprint = fingerprint_of(opened, output, options)
+    with output_errors(output.root), claim(output, options.overwrite, fingerprint) as workspace:
         manifest = workspace.publish_again() if workspace.is_whole else _make(workspace, opened, options, report)
-        workspace.remove()
+        workspace.end()
     return manifest
 
 
@@ -114,19 +92,23 @@ def _make(workspace: Workspace, sources: Sequence[Source], options: ShardOptions
     workspace.begin({s.path: listing.digest for s, listing in zip(sources, listings, strict=True)}, spools)
     candidates = join_listings(listings, [source.cohort for source in sources])
     order, bounds = _lay_out(candidates, options)
-    job = Job(data, options.key_pattern, workspace.folder)
+    name = dataset_name(workspace.output, options)
+    job = Job(data, options.key_pattern, workspace.output, name)
     _write_missing(job, candidates, order, bounds, options.workers, report)
     check_unchanged(sources)
     report(ShardProgress("index", samples=len(candidates), total_samples=len(candidates)))
-    name = dataset_name(workspace.out, options)
-    return finish_dataset(workspace, name, options.seed, sources, listings, candidates, len(bounds) - 1)
+    return finish_dataset(
+        workspace, name, options.seed, options.shuffle, sources, listings, candidates, len(bounds) - 1
+    )
 
 
-def plan_dataset(sources: Sequence[Path], out: Path, options: ShardOptions, report: Report | None = None) -> ShardPlan:
+def plan_dataset(
+    sources: Sequence[Path | str], out: Path | str, options: ShardOptions, report: Report | None = None
+) -> ShardPlan:
     """What `build_dataset` would write, from the sources' lists alone. Writes nothing; raises the same errors."""
-    report, out = report or (lambda _: None), out.resolve()
-    opened = _open(sources, out, options)
-    check_output(out, options.overwrite, _fingerprint(opened, out, options))
+    report = report or (lambda _: None)
+    opened, output = open_all(sources, out, options)
+    Workspace(output, options.overwrite, fingerprint_of(opened, output, options)).check()
     _, listings = _list_all(opened, None, report)
     candidates = join_listings(listings, [source.cohort for source in opened])
     _, bounds = _lay_out(candidates, options)
@@ -144,59 +126,6 @@ def plan_dataset(sources: Sequence[Path], out: Path, options: ShardOptions, repo
         quarantined=dict(sorted(quarantined.items())),
         skipped=dict(sorted(skipped.items())),
     )
-
-
-def dataset_name(out: Path, options: ShardOptions) -> str:
-    """The name that was given, or the output folder's (`out` is resolved)."""
-    return options.name or out.name or "dataset"
-
-
-def _open(paths: Sequence[Path], out: Path, options: ShardOptions) -> list[Source]:
-    """The sources, once the options are known to work."""
-    if options.seed < 0:
-        raise ConfigError(f"--seed: is {options.seed}, expected 0 or more")
-    if not MIN_SHARD_SIZE <= options.shard_size <= MAX_SHARD_SIZE:
-        raise ConfigError(f"--shard-size: is {options.shard_size} bytes, expected {MIN_SHARD_SIZE} to {MAX_SHARD_SIZE}")
-    if options.max_count is not None and options.max_count < 1:
-        raise ConfigError(f"--max-count: is {options.max_count}, expected 1 or more")
-    if options.workers < 1:
-        raise ConfigError(f"--workers: is {options.workers}, expected 1 or more")
-    _check_text("--out", str(out))
-    name = dataset_name(out, options)
-    _check_text("--name", name)
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise ConfigError(f"--name: {name!r} has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}")
-    compile_key_pattern(options.key_pattern)
-    sources = open_sources(paths)
-    for source in sources:
-        file = source.file.resolve()
-        if source.kind == "folder" and out.is_relative_to(file):
-            raise ConfigError(f"--out: {out} lies in the source {source.path}; give a folder outside of it")
-        if file.is_relative_to(out):
-            raise ConfigError(f"--out: {out} holds the source {source.path}; give another folder")
-    return sources
-
-
-def _check_text(option: str, text: str) -> None:
-    """Manifests, indexes and other readers know names as Unicode alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        shown = decode_name(os.fsencode(text))
-        raise ConfigError(f"{option}: {shown!r} is not UTF-8, which the index needs; give another name") from None
-
-
-def _fingerprint(sources: Sequence[Source], out: Path, options: ShardOptions) -> dict[str, Any]:
-    """All that decides the bytes of a dataset, as JSON."""
-    return {
-        "version": f"{dinowds.__version__}, format {FORMAT_VERSION}",
-        "--name": dataset_name(out, options),
-        "--seed": options.seed,
-        "--shard-size": options.shard_size,
-        "--max-count": options.max_count,
-        "--key-pattern": options.key_pattern,
-        "sources": [{name: value for name, value in asdict(source).items() if name != "file"} for source in sources],
-    }
 
 
 def _list_all(
@@ -240,7 +169,7 @@ def _counting(phase: Literal["decompress", "list"], source: Source, report: Repo
 
 def _lay_out(candidates: Candidates, options: ShardOptions) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[int]]:
     """The order of the samples, and where in it each shard begins (and the last ends)."""
-    order = shuffled(len(candidates), options.seed)
+    order = shuffled(len(candidates), options.seed) if options.shuffle else np.arange(len(candidates), dtype=np.int64)
     num_bytes = member_bytes(candidates.sizes[order], candidates.labels[order])
     return order, cut_shards(num_bytes, options.shard_size, options.max_count)
 
@@ -248,8 +177,11 @@ def _lay_out(candidates: Candidates, options: ShardOptions) -> tuple[np.ndarray[
 def _write_missing(
     job: Job, candidates: Candidates, order: Any, bounds: list[int], workers: int, report: Report
 ) -> None:
-    """Write the shards that an earlier run has not written."""
-    missing = [index for index in range(len(bounds) - 1) if read_done(job.folder, index) is None]
+    """Write the shards that an earlier run has not written, or not uploaded."""
+    shards = range(len(bounds) - 1)
+    sizes = {index: done.num_bytes for index in shards if (done := read_rows(job.folder, index)) is not None}
+    present = job.output.present(sizes, partial(shard_url, job.name))
+    missing = [index for index in shards if index not in present]
     parts = {index: order[bounds[index] : bounds[index + 1]] for index in missing}
     num_samples, num_bytes = len(candidates), int(candidates.sizes.sum())
     samples = num_samples - sum(len(part) for part in parts.values())

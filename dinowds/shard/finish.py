@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import heapq
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from dinowds.data.manifest import (
     QUARANTINE_NAME,
     SAMPLES_NAME,
     SAMPLES_SCHEMA,
-    SHARDS_NAME,
     Manifest,
     Shard,
     write_manifest,
@@ -28,16 +25,18 @@ from dinowds.files import atomic_write, sha256_of
 
 from .layout import Candidates
 from .listing import Listing
+from .output import shard_url
 from .records import decode_name
 from .sources import Source
 from .workspace import Workspace
-from .writer import DoneShard, Quarantined, read_done, shard_path
+from .writer import DoneShard, Quarantined, read_rows
 
 
 def finish_dataset(
     workspace: Workspace,
     name: str,
     seed: int,
+    is_shuffled: bool,
     sources: Sequence[Source],
     listings: Sequence[Listing],
     candidates: Candidates,
@@ -49,9 +48,7 @@ def finish_dataset(
         SourceError: not one candidate was a whole image.
         OutputError: a finished shard is gone.
     """
-    stem = re.sub(r"[^0-9A-Za-z_-]+", "_", name)
     shards: list[Shard] = []
-    tars: list[Path] = []
     quarantined: list[Quarantined] = []
     cohorts: Counter[str] = Counter()
     with (
@@ -66,9 +63,7 @@ def finish_dataset(
             writer.write_table(_with_shard(done.rows, len(shards)), row_group_size=len(done.rows))
             for count in done.rows["cohort"].value_counts().to_pylist():
                 cohorts[count["values"]] += count["counts"]
-            url = f"{SHARDS_NAME}/{stem}-{len(shards):06d}.tar"
-            shards.append(Shard(url, len(done.rows), done.num_bytes, done.sha256))
-            tars.append(shard_path(workspace.folder, index))
+            shards.append(Shard(shard_url(name, index), len(done.rows), done.num_bytes, done.sha256))
     if not shards:
         reasons = ", ".join(
             f"{count} × {reason}" for reason, count in _count(entry.reason for entry in quarantined).items()
@@ -87,16 +82,17 @@ def finish_dataset(
         samples_sha256=sha256_of(workspace.folder / SAMPLES_NAME),
         quarantined=_write_quarantine(workspace, sources, listings, quarantined),
         metadata={"skipped": dict(sorted(skipped.items()))} if skipped else {},
+        shuffled=is_shuffled,
     )
     write_manifest(workspace.folder, manifest)
-    workspace.publish(manifest, tars)
+    workspace.publish(manifest)
     return manifest
 
 
 def _done(workspace: Workspace, index: int) -> DoneShard:
-    done = read_done(workspace.folder, index)
+    done = read_rows(workspace.folder, index)
     if done is None:
-        raise OutputError(f"{workspace.out}: its unfinished shard {index} is damaged; give the same command again")
+        raise OutputError(f"{workspace.output}: its unfinished shard {index} is damaged; give the same command again")
     return done
 
 

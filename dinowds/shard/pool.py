@@ -33,7 +33,7 @@ def write_shards(job: Job, tasks: Iterator[ShardTask], count: int, workers: int,
     with closing(_Writer(job)) as writer:
         for task in tasks:
             writer.write(task, report)
-        writer.finish()
+        writer.finish(report)
 
 
 class _Writer:
@@ -43,24 +43,34 @@ class _Writer:
         self._job = job
         self._payloads = Payloads(job.sources)
         self._thread = ThreadPoolExecutor(1)
-        self._unfinished: Future[None] | None = None
+        self._unfinished: tuple[Future[None], ShardTask] | None = None
 
     def write(self, task: ShardTask, report: Report) -> None:
-        """Write one shard. Its own last errors come with the next call, or with `finish`."""
-        finish = write_shard(self._job, task, self._payloads, report)
-        self.finish()
-        self._unfinished = self._thread.submit(finish)
+        """Write one shard. Its own last errors come with the next call, or with `finish`.
 
-    def finish(self) -> None:
+        Samples are reported as they are read; those of a remote output when their shard is uploaded.
+        """
+        finish = write_shard(self._job, task, self._payloads, _ignore if self._job.output.is_remote else report)
+        self.finish(report)
+        self._unfinished = self._thread.submit(finish), task
+
+    def finish(self, report: Report) -> None:
         """Wait until all shards are done."""
         if self._unfinished is not None:
-            self._unfinished.result()
+            future, task = self._unfinished
+            future.result()
+            if self._job.output.is_remote:
+                report(len(task.rows), sum(task.rows["size"].to_pylist()))
         self._unfinished = None
 
     def close(self) -> None:
         """Let go of threads and files."""
         self._thread.shutdown()
         self._payloads.close()
+
+
+def _ignore(samples: int, num_bytes: int) -> None:
+    pass
 
 
 def _write_in_processes(job: Job, tasks: Iterator[ShardTask], workers: int, report: Report) -> None:
@@ -80,7 +90,8 @@ def _write_in_processes(job: Job, tasks: Iterator[ShardTask], workers: int, repo
         for pipe, process in pipes.items():
             _send(pipe, process, None)
         for pipe, process in pipes.items():
-            _receive(pipe, process, report)
+            while not _receive(pipe, process, report):
+                pass
 
 
 def _send(pipe: Connection, process: BaseProcess, task: ShardTask | None) -> None:
@@ -147,12 +158,16 @@ def _work(pipe: Connection, job: Job) -> None:
     Answers are any number of (samples, bytes), and then None, or the error that ends the worker.
     """
     end_with_parent()
+
+    def report(samples: int, num_bytes: int) -> None:
+        pipe.send((samples, num_bytes))
+
     with closing(_Writer(job)) as writer, suppress(BrokenPipeError, EOFError):
         try:
             while (task := pipe.recv()) is not None:
-                writer.write(task, lambda samples, num_bytes: pipe.send((samples, num_bytes)))
+                writer.write(task, report)
                 pipe.send(None)
-            writer.finish()
+            writer.finish(report)
             pipe.send(None)
         except (BrokenPipeError, EOFError):
             raise

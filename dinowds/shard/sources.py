@@ -14,6 +14,7 @@ from typing import Literal
 import xxhash
 
 from dinowds.errors import SourceError
+from dinowds.remote import is_remote
 
 from .listing import NOT_AN_IMAGE_NAME, Collector, Listing
 from .records import decode_name
@@ -49,6 +50,8 @@ def open_sources(paths: Sequence[Path | str]) -> list[Source]:
     sources: list[Source] = []
     for path in paths:
         text = decode_name(os.fsencode(path))
+        if is_remote(text):
+            raise SourceError(f"{text}: sources must be local; copy it to a local disk first")
         with readable(text):
             sources.append(_open_source(Path(path), text))
     _check_given_once(sources)

@@ -17,22 +17,29 @@ from dinowds.data.manifest import SAMPLES_SCHEMA
 from dinowds.files import atomic_write
 
 from .images import NOT_AN_IMAGE, ImageInfo, NotTaken, describe_image
+from .local_output import size_of
+from .output import Output, output_errors, shard_url, tar_path
 from .payloads import Payloads
 from .records import compile_key_pattern, decode_name, find_place, sample_key
 from .sources import Source
 from .ustar import UstarWriter
-from .workspace import output_errors
 
 _REPORT_EVERY = 512
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all shards of a run share. `folder` is where shards and rows are written; no source is compressed."""
+    """What all shards of a run share. Shards and rows are written in `output.work`; no source is compressed."""
 
     sources: tuple[Source, ...]
     key_pattern: str
-    folder: Path
+    output: Output
+    name: str
+    """Of the dataset."""
+
+    @property
+    def folder(self) -> Path:
+        return self.output.work
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,8 @@ class DoneShard:
     quarantined: tuple[Quarantined, ...]
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    """The tar of shard `index` while the run is unfinished."""
-    return folder / f"shard-{index:06d}.tar"
-
-
 def rows_path(folder: Path, index: int) -> Path:
-    """The file whose existence says that shard `index` is done."""
+    """The file whose existence says that shard `index` was written whole."""
     return folder / f"shard-{index:06d}.arrow"
 
 
@@ -77,20 +79,25 @@ def write_shard(
 ) -> Callable[[], None]:
     """Write one shard; what is returned makes it done. `report` gets the samples and bytes read since its last call.
 
-    To be done, a shard waits for the disk and is then renamed and given its rows. The caller can do that in another
-    thread while it reads the next shard. A shard of which no candidate is an image has rows but no tar.
+    To be done, a shard waits for the disk, is then renamed and given its rows, and is taken by the output. The caller
+    can do that in another thread while it reads the next shard. A shard of which no candidate is an image has rows but
+    no tar. One that an earlier run has written, but which the output has not taken, is not written again.
 
     Raises (both it and what it returns):
         SourceError: a source changed or cannot be read.
-        OutputError: the shard cannot be written.
+        OutputError, StorageError: the shard cannot be written.
     """
+    path = tar_path(job.folder, task.index)
+    before = read_rows(job.folder, task.index)
+    if before is not None and size_of(path) == before.num_bytes:
+        return lambda: _hand_over(job, task.index)
     columns = {name: task.rows[name].to_pylist() for name in task.rows.column_names}
     images, quarantined = _read_images(columns, payloads, report)
     samples = _Samples(job)
     num_bytes, sha256 = 0, ""
-    with output_errors(job.folder.parent), ExitStack() as stack:
+    with output_errors(job.output.root), ExitStack() as stack:
         if images:
-            tar = UstarWriter(stack.enter_context(atomic_write(shard_path(job.folder, task.index))))
+            tar = UstarWriter(stack.enter_context(atomic_write(path)))
             rows = zip(columns["source"], columns["name"], columns["label"], columns["salt"], strict=True)
             for index, row in enumerate(rows):
                 if index in images:
@@ -100,11 +107,18 @@ def write_shard(
     done = DoneShard(samples.table(), num_bytes, sha256, tuple(sorted(quarantined)))
 
     def finish() -> None:
-        with output_errors(job.folder.parent):
+        with output_errors(job.output.root):
             unfinished.close()
             _write_rows(rows_path(job.folder, task.index), done)
+        if num_bytes:
+            _hand_over(job, task.index)
 
     return finish
+
+
+def _hand_over(job: Job, index: int) -> None:
+    with output_errors(job.output.root):
+        job.output.take_shard(index, shard_url(job.name, index))
 
 
 def _read_images(
@@ -177,8 +191,8 @@ def _write_rows(path: Path, done: DoneShard) -> None:
         writer.write_table(done.rows.replace_schema_metadata(schema.metadata))
 
 
-def read_done(folder: Path, index: int) -> DoneShard | None:
-    """What is known of shard `index`, or None where it is not done."""
+def read_rows(folder: Path, index: int) -> DoneShard | None:
+    """What is known of shard `index`, or None where it was not written."""
     path = rows_path(folder, index)
     if not path.exists():
         return None
@@ -187,16 +201,6 @@ def read_done(folder: Path, index: int) -> DoneShard | None:
             rows = reader.read_all()
         notes = json.loads(rows.schema.metadata[b"dinowds"])
         quarantined = tuple(Quarantined(*entry) for entry in notes["quarantined"])
-        done = DoneShard(rows.replace_schema_metadata(None), notes["num_bytes"], notes["sha256"], quarantined)
+        return DoneShard(rows.replace_schema_metadata(None), notes["num_bytes"], notes["sha256"], quarantined)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if done.num_bytes and _size_of(shard_path(folder, index)) != done.num_bytes:
-        return None
-    return done
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

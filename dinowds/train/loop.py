@@ -16,9 +16,10 @@ from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.cache import CacheOptions
 from dinowds.data.dataset import Dataset
+from dinowds.data.exposure import check_cap
 from dinowds.data.loader import load
 from dinowds.data.plan import Order, Plan
-from dinowds.data.source import PlanSource, make_plan, stream
+from dinowds.data.source import PlanSource, check_cache, make_plan, stream
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train import dist
@@ -74,6 +75,8 @@ def train(
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
     device = choose_device(world)
     plan = make_plan(dataset, order_of(config))
+    check_cap(dataset, plan)
+    check_cache(dataset, plan, max(1, world.size // world.sharing_cores), cache_options(config).max_bytes)
     run = _Run(dataset, plan, out, resolve(config, plan.order, device), world, device)
     with ExitStack() as stack:
         stack.enter_context(dist.process_group(world, device))
@@ -97,6 +100,12 @@ def order_of(config: PatchConfig) -> Order:
         max_per_slide=data.max_per_slide,
         weights=data.weights,
     )
+
+
+def cache_options(config: PatchConfig) -> CacheOptions:
+    """Where chunks of remote shards are kept, and how many."""
+    folder = config.data.cache_dir
+    return CacheOptions(Path(folder) if folder else None, int(config.data.cache_gib * 2**30))
 
 
 def resolve(config: PatchConfig, order: Order, device: torch.device) -> PatchConfig:
@@ -216,7 +225,7 @@ class _Run:
             self.end_step,
             verify_digests=data.verify_digests,
             read_ahead=data.read_ahead,
-            cache=CacheOptions(Path(data.cache_dir) if data.cache_dir else None, int(data.cache_gib * 2**30)),
+            cache=cache_options(self.config),
         )
         crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch)
         num_workers = choose_num_workers(speed.num_workers, self.world, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import pickle
@@ -20,21 +21,31 @@ from dinowds.config import CropsConfig
 from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.dataset import Dataset
-from dinowds.data.loader import PlanSource, load, stream
-from dinowds.data.plan import Chunks, EpochPlan, Order
-from dinowds.errors import DatasetError
+from dinowds.data.loader import StartMethod, load
+from dinowds.data.plan import Order
+from dinowds.data.source import PlanSource, make_plan, stream
+from dinowds.errors import ConfigError, DatasetError
 from dinowds.world import World
 
 ORDER = Order(batch_size=12, seed=3, chunk_size=4, window_chunks=3, partitions=4)
+CAPPED = dataclasses.replace(ORDER, max_per_slide=2)
+WEIGHTED = dataclasses.replace(ORDER, weights={"alpha": 1.0, "beta": 3.0})
 STEPS = 7  # of an epoch of 90 samples
 RECIPE = patch_recipe(CropsConfig(global_crops_size=24, local_crops_size=16, local_crops_number=2))
 
 
 def batches(
-    dataset: Dataset, world: World | None = None, start: int = 0, end: int = 2 * STEPS, workers: int = 0
+    dataset: Dataset,
+    world: World | None = None,
+    start: int = 0,
+    end: int = 2 * STEPS,
+    workers: int = 0,
+    order: Order = ORDER,
+    start_method: StartMethod = "forkserver",
 ) -> Iterator[Batch]:
-    source = PlanSource(dataset, ORDER, world or World(), start, end)
-    return load(stream(source, Crop(RECIPE, "cpu", ORDER.seed, source.rank_batch)), workers)
+    source = PlanSource(dataset, make_plan(dataset, order), world or World(), start, end)
+    pipeline = stream(source, Crop(RECIPE, "cpu", order.seed, source.rank_batch))
+    return load(pipeline, workers, start_method=start_method)
 
 
 def joined(parts: list[Batch]) -> dict[str, Any]:
@@ -60,10 +71,9 @@ def reference(dataset_path: Path) -> list[dict[str, Any]]:
 
 def test_stream__follows_the_plan(dataset: Dataset, reference: list[dict[str, Any]]) -> None:
     assert [batch["step"] for batch in reference] == list(range(2 * STEPS))
+    plan = make_plan(dataset, ORDER)
     for batch in reference:
-        epoch, step = divmod(batch["step"], STEPS)
-        plan = EpochPlan(Chunks(dataset.shard_counts, ORDER.chunk_size), ORDER, epoch)
-        assert batch["samples"] == plan.batch(step).tolist()
+        assert batch["samples"] == plan.ids(batch["step"]).tolist()
         assert batch["keys"] == [dataset[sample].key for sample in batch["samples"]]
         assert batch["global"].shape == (2, 12, 24, 24, 3)
         assert batch["local"].shape == (2, 12, 16, 16, 3)
@@ -79,29 +89,66 @@ def test_stream__any_world_size_gives_the_same_batches(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores, on purpose
-@pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (3, 5)])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("workers", "start", "start_method"), [(1, 0, "forkserver"), (2, 0, "spawn"), (2, 1, "fork"), (4, 5, "forkserver")]
+)
 def test_stream__any_number_of_workers_gives_the_same_batches(
-    dataset: Dataset, reference: list[dict[str, Any]], workers: int, start: int
+    dataset: Dataset, reference: list[dict[str, Any]], workers: int, start: int, start_method: StartMethod
 ) -> None:
-    found = [joined([batch]) for batch in batches(dataset, start=start, workers=workers)]
+    found = [joined([b]) for b in batches(dataset, start=start, workers=workers, start_method=start_method)]
     for expected, batch in zip(reference[start:], found, strict=True):
         assert_equal(batch, expected)
 
 
-@pytest.mark.parametrize("start", [0, 1, STEPS - 1, STEPS, STEPS + 3])
-def test_stream__resumes_anywhere(dataset: Dataset, reference: list[dict[str, Any]], start: int) -> None:
-    for expected, batch in zip(reference[start:], batches(dataset, start=start), strict=True):
-        assert_equal(joined([batch]), expected)
+@pytest.mark.parametrize("order", [ORDER, CAPPED, WEIGHTED], ids=["plain", "capped", "weighted"])
+def test_stream__resumes_twice_in_a_row_on_other_worlds(dataset: Dataset, order: Order) -> None:
+    """Any two places to stop: 3 ranks, then 4, then 1, as one process that is never stopped."""
+    expected = [joined([batch]) for batch in batches(dataset, order=order)]
+    for first, second in itertools.combinations(range(0, 2 * STEPS + 1, 3), 2):
+        found: list[dict[str, Any]] = []
+        for ranks, start, end in ((3, 0, first), (4, first, second), (1, second, 2 * STEPS)):
+            streams = [batches(dataset, World(rank, ranks), start, end, order=order) for rank in range(ranks)]
+            found += [joined(list(parts)) for parts in zip(*streams, strict=True)]
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
 
 
-def test_stream__resuming_reads_nothing_of_earlier_steps(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PlanSource(dataset, ORDER, World(), STEPS - 1, STEPS)
+def test_stream__capped_and_weighted(dataset: Dataset) -> None:
+    table = dataset.columns(["slide", "cohort"])
+    slides, cohorts = (np.array(table[name].to_pylist()) for name in ("slide", "cohort"))
+    names = np.char.add(cohorts, slides)
+    assert max(np.unique(names[b.samples], return_counts=True)[1].max() for b in batches(dataset)) > 2
+    assert max(np.unique(names[b.samples], return_counts=True)[1].max() for b in batches(dataset, order=CAPPED)) == 2
+    drawn = np.concatenate([cohorts[batch.samples] for batch in batches(dataset, order=WEIGHTED)])
+    assert (drawn == "beta").mean() == 0.75
+
+
+def test_stream__a_sample_drawn_twice_an_epoch_is_cropped_anew(dataset: Dataset) -> None:
+    order = dataclasses.replace(ORDER, weights={"alpha": 1.0, "beta": 9.0})
+    seen: dict[int, torch.Tensor] = {}
+    again = 0
+    for batch in batches(dataset, end=STEPS, order=order):
+        for place, sample in enumerate(batch.samples.tolist()):
+            view = batch.views["global"][:, place]
+            again += sample in seen
+            assert not torch.equal(seen.get(sample, -view), view)
+            seen[sample] = view
+    assert again > 10
+
+
+@pytest.mark.parametrize("start", [1, STEPS - 1, STEPS, STEPS + 3])
+def test_stream__resuming_reads_and_looks_up_nothing_of_other_steps(
+    dataset: Dataset, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     look_up = Dataset.__getitem__
     monkeypatch.setattr(Dataset, "__getitem__", lambda self, i: asked.append(i) or look_up(self, i))  # type: ignore[func-returns-value]
-    samples = [raw["__sample__"] for raw in source]
+    source = PlanSource(dataset, make_plan(dataset, ORDER), World(), start, None)
+    raws = iter(source)
+    samples = [next(raws)["__sample__"] for _ in range(ORDER.batch_size)]
     assert asked == samples
-    assert len(samples) == ORDER.batch_size
+    assert source.store.bytes_read == sum(look_up(dataset, sample).size for sample in samples)
 
 
 def test_stream__crops_differ_between_epochs_and_samples(reference: list[dict[str, Any]]) -> None:
@@ -113,7 +160,7 @@ def test_stream__crops_differ_between_epochs_and_samples(reference: list[dict[st
 
 
 def test_source__composes_with_webdataset_stages(dataset: Dataset) -> None:
-    source = PlanSource(dataset, ORDER, World(), 0, 1)
+    source = PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, 1)
     pipeline = wds.DataPipeline(source, wds.decode("pil"), wds.to_tuple("__key__", "jpg"))
     keys, images = zip(*pipeline, strict=True)
     assert list(keys) == [dataset[int(raw["__sample__"])].key for raw in source]
@@ -121,7 +168,7 @@ def test_source__composes_with_webdataset_stages(dataset: Dataset) -> None:
 
 
 def test_source__can_be_pickled(dataset: Dataset) -> None:
-    source = PlanSource(dataset, ORDER, World(), 0, 2)
+    source = PlanSource(dataset, make_plan(dataset, CAPPED), World(), 0, 2)
     expected = [raw["__key__"] for raw in source]
     assert [raw["__key__"] for raw in pickle.loads(pickle.dumps(source))] == expected  # noqa: S301
 
@@ -159,14 +206,14 @@ def test_damaged_sample__is_replaced_without_shifting_the_order(
 
 def test_damaged_substitute__is_replaced_by_another(damaged: tuple[Dataset, int]) -> None:
     dataset, victim = damaged
-    plan = EpochPlan(Chunks(dataset.shard_counts, ORDER.chunk_size), ORDER, 0)
-    first, second = (plan.substitute(victim, attempt) for attempt in range(2))
+    plan = make_plan(dataset, ORDER)
+    first, second = (plan.substitute(victim, 0, 0, attempt) for attempt in range(2))
     assert len({victim, first, second}) == 3
     row = dataset[first]
     with open(dataset.shard_path(row.shard), "r+b") as shard:
         shard.seek(row.offset)
         shard.write(bytes(row.size))
-    (raw,) = [raw for raw in PlanSource(dataset, ORDER, World(), 0, STEPS) if raw["__sample__"] == victim]
+    (raw,) = [raw for raw in PlanSource(dataset, plan, World(), 0, STEPS) if raw["__sample__"] == victim]
     assert [report.key for report in raw["__bad__"]] == [dataset[victim].key, row.key]
     assert raw["__key__"] == dataset[second].key
 
@@ -177,7 +224,7 @@ def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Da
     with open(dataset.shard_path(row.shard), "r+b") as shard:
         shard.seek(row.offset)
         shard.write(bytes(row.size))
-    source = PlanSource(dataset, ORDER, World(), 0, STEPS, verify_digests=False)
+    source = PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, STEPS, verify_digests=False)
     bad = [report for raw in stream(source) for report in raw["__bad__"]]
     assert [report.key for report in bad] == [row.key]
 
@@ -202,7 +249,7 @@ class Die:
 
 
 def test_loader_process__killed_is_an_error_in_one_line(dataset: Dataset) -> None:
-    source = PlanSource(dataset, ORDER, World(), 0, 2)
+    source = PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, 2)
     with pytest.raises(DatasetError, match=r"a loader process died .*speed\.num_workers") as caught:
         list(load(stream(source, Die()), num_workers=1))
     assert "\n" not in str(caught.value)
@@ -220,7 +267,7 @@ class Stumble:
 
 def test_loader_process__a_bug_is_not_hidden(dataset: Dataset) -> None:
     with pytest.raises(RuntimeError, match="a real bug"):
-        list(load(stream(PlanSource(dataset, ORDER, World(), 0, 2), Stumble()), num_workers=1))
+        list(load(stream(PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, 2), Stumble()), num_workers=1))
 
 
 def test_hopeless_dataset__ends_with_an_error(damaged: tuple[Dataset, int]) -> None:
@@ -233,12 +280,12 @@ def test_hopeless_dataset__ends_with_an_error(damaged: tuple[Dataset, int]) -> N
 
 
 def test_source__world_that_does_not_divide_the_batch(dataset: Dataset) -> None:
-    with pytest.raises(DatasetError, match="batch of 12 cannot be shared equally among 5"):
-        PlanSource(dataset, ORDER, World(0, 5), 0, 1)
+    with pytest.raises(ConfigError, match=r"train.batch_size is 12, expected a multiple of the 5 processes"):
+        PlanSource(dataset, make_plan(dataset, ORDER), World(0, 5), 0, 1)
 
 
 def test_epoch__covers_the_dataset(dataset: Dataset) -> None:
-    source = PlanSource(dataset, ORDER, World(), 0, STEPS)
+    source = PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, STEPS)
     counts = np.bincount([raw["__sample__"] for raw in source], minlength=len(dataset))
     assert set(counts) <= {0, 1}
     assert counts.sum() == STEPS * ORDER.batch_size

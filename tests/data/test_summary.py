@@ -18,7 +18,10 @@ import pytest
 from PIL import Image
 
 import dinowds.data.summary
+from dinowds.data.choose import SubsetOptions, choose_subset
+from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import read_manifest
+from dinowds.data.subset import write_subset
 from dinowds.data.summary import summarize
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import DatasetError
@@ -101,7 +104,7 @@ def test_summary__of_a_broken_index_is_an_error(folder: Path, tmp_path: Path) ->
     path.write_bytes(content)
     pq.write_table(pq.read_table(path).slice(0, 50), tmp_path / "short")
     shutil.move(tmp_path / "short", path)
-    with pytest.raises(DatasetError, match="has 50 rows, the manifest says 120"):
+    with pytest.raises(DatasetError, match=r"has 50 rows in 1 row groups, but manifest\.json lists 120 samples in 8"):
         summarize(folder)
 
 
@@ -109,14 +112,17 @@ def test_summary__of_a_broken_index_is_an_error(folder: Path, tmp_path: Path) ->
     ("column", "values", "message"),
     [
         ("size", pa.array(["1"] * 120), "has a column 'size' of type string, expected a column 'size' of type int64"),
-        ("size", pa.array([None] * 120, pa.int64()), "has rows without 'size'"),
+        ("size", pa.array([None] * 120, pa.int64()), "cannot be read (it has rows without 'size')"),
         ("slide", pa.array([b"\xff"] * 120).view(pa.string()), "cannot be read"),
     ],
 )
 def test_summary__of_columns_that_cannot_be_is_one_line(folder: Path, column: str, values: Any, message: str) -> None:
     path = folder / "samples.parquet"
     rows = pq.read_table(path)
-    pq.write_table(rows.set_column(rows.column_names.index(column), column, values), path)
+    rows = rows.set_column(rows.column_names.index(column), column, values)
+    with pq.ParquetWriter(path, rows.schema) as writer:
+        for start in range(0, 120, 17):
+            writer.write_table(rows.slice(start, 17))
     with pytest.raises(DatasetError) as caught:
         summarize(folder)
     assert message in str(caught.value)
@@ -148,3 +154,19 @@ def test_manifest__that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DatasetError, match=r"manifest\.json: (not a manifest of dinowds|cannot be read as JSON)"):
         read_manifest(tmp_path)
+
+
+def test_summary__of_a_subset_counts_its_samples(folder: Path) -> None:
+    dataset = Dataset.open(folder)
+    subset, mask, _ = choose_subset(dataset, "labelled", SubsetOptions(where="label is not None", fraction=0.5))
+    write_subset(dataset.url, subset, mask, dataset.files)
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    chosen = [rows[i] for i in np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()]
+    summary = summarize(f"{folder}:labelled")
+    assert (summary.subset, summary.samples) == ("labelled", len(chosen))
+    assert summary.shards == len({row["shard"] for row in chosen})
+    assert summary.payload_bytes == sum(row["size"] for row in chosen)
+    assert summary.cohorts == {name: sum(row["cohort"] == name for row in chosen) for name in ("alpha", "beta")}
+    assert summary.formats == Counter(row["ext"] for row in chosen)
+    assert summary.samples_without_label == 0
+    assert summary.slides == len({(row["cohort"], row["slide"]) for row in chosen if row["slide"] is not None})

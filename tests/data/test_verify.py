@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -16,9 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dinowds.data.manifest import SAMPLES_SCHEMA
+from dinowds.data import sequential
+from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
+from dinowds.data.selection import pack_mask
+from dinowds.data.subset import Subset, write_subset
 from dinowds.data.verify import Damage, verify_dataset
+from dinowds.errors import DatasetError, StorageError
+from dinowds.remote import RemoteFiles
 from dinowds.shard.build import ShardOptions, build_dataset
+from tests.servers import S3Server, http_server
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +204,111 @@ def test_verify__files_that_the_manifest_does_not_list_are_named(dataset_copy: P
         (dataset_copy / "quarantine.jsonl").write_bytes(content)
         (damage,) = verify_dataset(dataset_copy)
         assert damage.problem.startswith("cannot be read (")
+
+
+def add_subset(folder: Path) -> Path:
+    """The first 7 of 30 samples as 'few'; the path of its files without their ends."""
+    mask = pack_mask(np.arange(30) < 7)
+    content = {"name": "few", "definition": {}, "samples": 7, "slides": 0, "cohorts": {"source": 7}}
+    subset = Subset(**content, samples_sha256=read_manifest(folder).samples_sha256, file_sha256="")
+    assert write_subset(str(folder), subset, mask, RemoteFiles())
+    stem = folder / "subsets" / "few"
+    note(stem, file_sha256=hashlib.sha256(stem.with_suffix(".npy").read_bytes()).hexdigest())
+    return stem
+
+
+def note(stem: Path, **values: object) -> None:
+    path = stem.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_verify__subsets_are_compared_with_their_dataset_and_their_masks(dataset_copy: Path) -> None:
+    stem = add_subset(dataset_copy)
+    assert verify_dataset(dataset_copy) == []
+    assert verify_dataset(f"{dataset_copy}:few") == []
+    (missing,) = verify_dataset(f"{dataset_copy}:other")
+    assert "has no subset 'other'" in missing.problem
+    whole = stem.with_suffix(".json").read_text()
+    mask = stem.with_suffix(".npy").read_bytes()
+
+    def problem() -> str:
+        (damage,) = verify_dataset(dataset_copy)
+        assert damage.shard == "subsets/few"
+        return damage.problem
+
+    note(stem, samples=8)
+    assert problem() == "its mask has 7 samples, its description says 8"
+    stem.with_suffix(".json").write_text(whole)
+    note(stem, samples_sha256="0" * 64)
+    assert "is a subset of another" in problem()
+    stem.with_suffix(".json").write_text(whole)
+    change_byte(stem.with_suffix(".npy"), -1)
+    assert problem() == "the sha256 of its mask is not the one of its description"
+    stem.with_suffix(".npy").write_bytes(mask[:-1])
+    note(stem, file_sha256=hashlib.sha256(mask[:-1]).hexdigest())
+    assert problem()
+    stem.with_suffix(".npy").unlink()
+    assert "No such file" in problem()
+    stem.with_suffix(".json").write_text("[" * 100_000)
+    assert "is not a subset of dinowds" in problem()
+
+
+def upload(folder: Path, url: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            RemoteFiles().upload(path, f"{url}/{path.relative_to(folder)}")
+
+
+@pytest.mark.parametrize("block", [700, 8 << 20])
+def test_verify__remote_dataset_as_a_local_one(
+    dataset_copy: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Blocks are smaller than samples and than reads, or larger than shards."""
+    monkeypatch.setattr(sequential, "_BLOCK", block)
+    add_subset(dataset_copy)
+    url = f"{s3.url}/deep/data"
+    upload(dataset_copy, url)
+    seen: list[tuple[int, int]] = []
+    assert verify_dataset(url, lambda done, total: seen.append((done, total))) == []
+    assert seen[-1] == 2 * (read_manifest(url).num_bytes,)
+    row = rows_of(dataset_copy)[12]
+    change_byte(dataset_copy / "shards" / "out-000001.tar", row["offset"] + 20)
+    os.truncate(dataset_copy / "shards" / "out-000002.tar", 5000)
+    (dataset_copy / "shards" / "more.tar").write_bytes(b"")
+    change_byte(dataset_copy / "subsets" / "few.npy", -1)
+    upload(dataset_copy, url)
+    assert verify_dataset(url) == verify_dataset(dataset_copy)
+    assert len({damage.shard for damage in verify_dataset(url)}) == 4
+    RemoteFiles().remove(f"{url}/shards/out-000000.tar")
+    RemoteFiles().remove(f"{url}/samples.parquet")
+    problems = {damage.shard: damage.problem for damage in verify_dataset(url) if damage.key is None}
+    assert "cannot be read" in problems["shards/out-000000.tar"]
+    assert "cannot be read" in problems["samples.parquet"]
+    RemoteFiles().remove(f"{url}/manifest.json")
+    with pytest.raises(DatasetError, match=r"no such dataset, or an unfinished one"):
+        verify_dataset(url)
+
+
+def test_verify__over_http_and_of_local_index_with_remote_shards(whole: Path, tmp_path: Path) -> None:
+    """A server that lists nothing; and URLs in the manifest that are not relative."""
+    with http_server(whole) as server:
+        assert verify_dataset(server.url) == []
+        for name in ("samples.parquet", "quarantine.jsonl"):
+            shutil.copy(whole / name, tmp_path / name)
+        content = json.loads((whole / "manifest.json").read_text())
+        urls = [f"{server.url}/shards/out-000000.tar", str(whole / "shards" / "out-000001.tar"), "shards/mine.tar"]
+        shutil.copytree(whole / "shards", tmp_path / "shards")
+        (tmp_path / "shards" / "out-000002.tar").rename(tmp_path / "shards" / "mine.tar")
+        for name in ("out-000000.tar", "out-000001.tar"):
+            (tmp_path / "shards" / name).unlink()
+        for entry, url in zip(content["shardlist"], urls, strict=True):
+            entry["url"] = url
+        (tmp_path / "manifest.json").write_text(json.dumps(content))
+        assert verify_dataset(tmp_path) == []
+        change_byte(tmp_path / "shards" / "mine.tar", 700)
+        assert [damage.shard for damage in verify_dataset(tmp_path)] == ["shards/mine.tar"]
+
+
+def test_verify__server_that_does_not_answer_is_no_damage(whole: Path) -> None:
+    with http_server(whole, faults=("403",), every=4) as server, pytest.raises(StorageError, match="403"):
+        verify_dataset(server.url)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from dinowds.data.manifest import SAMPLES_SCHEMA, Manifest, read_manifest
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, DinowdsError, OutputError, SourceError
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset, plan_dataset
-from dinowds.shard.workspace import Workspace, claim, output_errors
+from dinowds.shard.local_output import LocalOutput
+from dinowds.shard.output import output_errors
+from dinowds.shard.workspace import Workspace, claim
 
 MakeTar = Callable[..., Path]
 NAMED = ShardOptions(name="same", max_count=7)
@@ -94,6 +96,29 @@ def test_build__same_seed_gives_the_same_bytes_for_any_workers(tmp_path: Path, h
     assert tree(tmp_path / "seed") != trees[0]
 
 
+def test_build__without_shuffle_samples_stay_in_the_order_of_their_sources(tmp_path: Path, make_tar: MakeTar) -> None:
+    sources = [make_tar(tmp_path / "b.tar", 13, 100), make_tar(tmp_path / "a.tar", 20)]
+    options = replace(NAMED, shuffle=False)
+    trees = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        manifest = build_dataset(sources, out, replace(options, workers=workers))
+        trees.append(tree(out))
+    assert trees[0] == trees[1]
+    assert not manifest.shuffled
+    assert not read_manifest(out).shuffled
+    names = []
+    for source in sources:
+        with tarfile.open(source) as tar:
+            names += [(str(source), name) for name in tar.getnames()]
+    rows = pq.read_table(out / "samples.parquet", columns=["source", "source_name", "shard"]).to_pylist()
+    assert [(row["source"], row["source_name"]) for row in rows] == names
+    assert [row["shard"] for row in rows] == [index // 7 for index in range(33)]
+    build_partly(sources, tmp_path / "partly", NAMED, 7)
+    with pytest.raises(OutputError, match="--no-shuffle was False, now True"):
+        build_dataset(sources, tmp_path / "partly", options)
+
+
 def test_build__tar_compressed_tar_and_folder_give_the_same_shards(tmp_path: Path, make_tar: MakeTar) -> None:
     plain = make_tar(tmp_path / "c.tar", 23)
     (tmp_path / "gz").mkdir()
@@ -118,8 +143,14 @@ def test_build__shards_without_a_whole_image_do_not_appear(tmp_path: Path, make_
     for index in range(12):
         (folder / f"{index}_0.jpg").write_bytes(make_image(index) if index % 2 else make_image(index)[:50])
     manifest = build_dataset([folder], tmp_path / "out", ShardOptions(max_count=1))
-    assert [shard.url for shard in manifest.shards] == [f"shards/out-{i:06d}.tar" for i in range(6)]
-    assert sorted(tree(tmp_path / "out" / "shards")) == [f"out-{i:06d}.tar" for i in range(6)]
+    urls = [shard.url for shard in manifest.shards]
+    assert sorted(tree(tmp_path / "out" / "shards")) == [Path(url).name for url in urls]
+    assert len(urls) == 6
+    # The name is that of all twelve that were begun: those without an image leave gaps.
+    assert urls == sorted(urls)
+    assert set(urls) < {f"shards/out-{i:06d}.tar" for i in range(12)}
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet", columns=["shard"])
+    assert rows["shard"].to_pylist() == list(range(6))
     assert manifest.quarantined == {"image is cut short": 6}
     assert verify_dataset(tmp_path / "out") == []
 
@@ -223,8 +254,12 @@ def test_build__finished_dataset_is_refused_or_replaced(tmp_path: Path, make_tar
     with pytest.raises(OutputError, match="already holds a dataset"):
         build_dataset(sources, out, NAMED)
     assert tree(out) == before
+    (out / "subsets").mkdir()
+    for name in ("fold_0.json", "fold_0.npy", ".fold_0.npy.17.tmp"):
+        (out / "subsets" / name).write_text("{}")
     build_dataset(sources, out, ShardOptions(name="other", overwrite=True))
-    assert sorted(tree(out / "shards")) == ["other-000000.tar"]
+    assert sorted(tree(out)) == ["manifest.json", "quarantine.jsonl", "samples.parquet", "shards/other-000000.tar"]
+    assert not (out / "subsets").exists()
 
 
 def test_build__overwrite_keeps_the_old_dataset_until_the_new_one_is_whole(tmp_path: Path, make_tar: MakeTar) -> None:
@@ -269,9 +304,9 @@ def test_build__published_shard_that_is_damaged_is_written_again(tmp_path: Path,
     out = tmp_path / "out"
 
     class Broken(Workspace):
-        def publish(self, manifest: Manifest, tars: Sequence[Path]) -> None:
-            os.truncate(tars[2], 1000)
-            super().publish(manifest, tars)
+        def publish(self, manifest: Manifest) -> None:
+            os.truncate(self.folder / "shard-000002.tar", 1000)
+            super().publish(manifest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dinowds.shard.workspace.Workspace", Broken)
@@ -307,7 +342,9 @@ def test_build__shard_that_the_manifest_does_not_list_is_never_removed(tmp_path:
     assert tree(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "shards/mine.tar", "shards/train-000000.tar", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "shards/mine.tar", "shards/train-000000.tar", "subsets/notes.txt", "subsets", "manifest.json"]
+)
 def test_build__foreign_files_are_never_removed(tmp_path: Path, make_tar: MakeTar, name: str) -> None:
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
@@ -512,7 +549,7 @@ def test_plan__says_what_build_writes_and_writes_nothing(tmp_path: Path, make_ta
 
 def test_claim__failure_before_anything_was_made_leaves_no_folder(tmp_path: Path) -> None:
     def fail() -> None:
-        with claim(tmp_path / "a" / "b", False, {"--seed": 1}):
+        with claim(LocalOutput(tmp_path / "a" / "b"), False, {"--seed": 1}):
             raise SourceError("nothing here")
 
     with pytest.raises(DinowdsError):

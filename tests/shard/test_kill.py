@@ -21,12 +21,28 @@ NUM_KILLS = 10
 KILL_AT_EVERY_OPERATION = """
 import os, signal, shutil, sys
 from pathlib import Path
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from dinowds.shard.build import ShardOptions, build_dataset
 
-OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-old, *sources = [Path(path) for path in sys.argv[3:]]
-out, is_replaced = Path(sys.argv[1]), sys.argv[2] == "replace"
-reference = Path(str(out) + "-reference")
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
+OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.copyfile"}
+old, *sources = [Path(path) for path in sys.argv[4:]]
+out, is_remote, is_replaced = Path(sys.argv[1]), sys.argv[2] == "remote", sys.argv[3] == "replace"
+reference, staging = Path(str(out) + "-reference"), Path(str(out) + "-staging")
+
+class Disk(LocalFileSystem):
+    # A remote place that costs nothing: disk://here/FOLDER.
+    protocol = "disk"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return path.removeprefix("disk://here").rstrip("/")
+
+    def __init__(self, **options):
+        super().__init__(auto_mkdir=True)
+
+fsspec.register_implementation("disk", Disk)
 
 def run(out, kill_at=0, sources=sources):
     pid = os.fork()
@@ -39,33 +55,48 @@ def run(out, kill_at=0, sources=sources):
                 if count == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
-        build_dataset(sources, out, ShardOptions(name="same", max_count=4, overwrite=is_replaced))
+        options = ShardOptions(
+            name="same",
+            max_count=7 if is_remote else 4,
+            overwrite=is_replaced,
+            staging=staging if str(out).startswith("disk") else None,
+        )
+        build_dataset(sources, out, options)
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
 def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+        if p.is_file() or not is_remote
+    }
 
 assert run(reference) == 0
 expected = tree(reference)
 assert run(Path(str(out) + "-old"), sources=[old]) == 0
+(Path(str(out) + "-old") / "subsets").mkdir()
+for name in ("fold_0.npy", "fold_0.json", ".fold_1.json.77.tmp"):
+    (Path(str(out) + "-old") / "subsets" / name).write_text("{}")
 before = tree(Path(str(out) + "-old"))
+target = f"disk://here{out}" if is_remote else out
 kill_at = 0
 while True:
     kill_at += 1
     if is_replaced:
         shutil.copytree(str(out) + "-old", out)
-    if run(out, kill_at) == 0:
+    if run(target, kill_at) == 0:
         break
     looks_finished = (out / "manifest.json").exists()
     whole = [before, expected] if is_replaced else [expected]
     assert not looks_finished or any(tree(out).items() >= files.items() for files in whole), kill_at
-    status = run(out)
+    status = run(target)
     if status and looks_finished:  # killed in the very last steps: complete, and so refused
-        assert not (out / ".unfinished").exists(), kill_at
+        assert not (out / ".unfinished").exists() or is_remote, kill_at
     else:
         assert status == 0, kill_at
     assert tree(out) == expected, (kill_at, sorted(tree(out)), sorted(expected))
+    assert not list(staging.glob("*")), (kill_at, list(staging.rglob("*")))
     shutil.rmtree(out)
 print(kill_at)
 """
@@ -75,13 +106,14 @@ def _tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+@pytest.mark.parametrize("where", ["local", "remote"])
 @pytest.mark.parametrize("how", ["new", "replace"])
 def test_build__killed_at_each_file_operation_ends_with_the_same_bytes(
-    tmp_path: Path, make_tar: Callable[..., Path], how: str
+    tmp_path: Path, make_tar: Callable[..., Path], where: str, how: str
 ) -> None:
     counts = {"old": 21, "a": 9, "b": 4}  # the old one has more shards than the new one
     sources = [make_tar(tmp_path / f"{name}.tar", count, 50 * count) for name, count in counts.items()]
-    arguments = [sys.executable, "-c", KILL_AT_EVERY_OPERATION, str(tmp_path / "out"), how, *map(str, sources)]
+    arguments = [sys.executable, "-c", KILL_AT_EVERY_OPERATION, str(tmp_path / "out"), where, how, *map(str, sources)]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     # Not one of these operations may have been left out: 4 shards with their rows, notes, index, names, removals.
     assert result.returncode == 0, result.stderr

@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from dinowds.errors import OutputError, SourceError
+from dinowds.shard.local_output import LocalOutput
 from dinowds.shard.pool import write_shards
 from dinowds.shard.sources import Source
-from dinowds.shard.writer import Job, ShardTask, read_done
+from dinowds.shard.writer import Job, ShardTask, read_rows
 
 HANG_IN_WORKERS = """
 import sys
 from pathlib import Path
 import pyarrow as pa
+from dinowds.shard.local_output import LocalOutput
 from dinowds.shard.pool import write_shards
 from dinowds.shard.sources import Source
 from dinowds.shard.writer import Job, ShardTask
@@ -34,9 +37,16 @@ def tasks(rows):
 if __name__ == "__main__":
     source = Path(sys.argv[1])
     columns = {"name": [b"pipe.jpg"], "place": [0], "size": [9], "label": [-1], "source": [0], "salt": [-1]}
-    job = Job((Source(source, "s", "s", "folder", "", 0, 2**63),), "", source)
+    job = Job((Source(source, "s", "s", "folder", "", 0, 2**63),), "", LocalOutput(source), "name")
     write_shards(job, tasks(pa.table(columns)), 2, 2, lambda *_: None)
 """
+
+
+def make_job(folder: Path) -> Job:
+    """Of the files in `folder`, with the dataset in `folder/out`."""
+    output = LocalOutput(folder / "out")
+    output.work.mkdir(parents=True)
+    return Job((Source(folder, "given", "c", "folder", "", 0, 2**63),), "", output, "name")
 
 
 def task(index: int, name: bytes, size: int) -> ShardTask:
@@ -60,7 +70,7 @@ def test_write__error_of_one_shard_ends_the_run_and_keeps_finished_ones(
 ) -> None:
     payload = make_image(0)
     (tmp_path / "good.jpg").write_bytes(payload)
-    job = Job((Source(tmp_path, "given", "c", "folder", "", 0, 2**63),), "", tmp_path)
+    job = make_job(tmp_path)
 
     def tasks() -> Iterator[ShardTask]:
         yield task(0, b"good.jpg", len(payload))
@@ -70,8 +80,9 @@ def test_write__error_of_one_shard_ends_the_run_and_keeps_finished_ones(
 
     with pytest.raises(SourceError, match=r"^given: changed while it was read"):
         write_shards(job, tasks(), 100, workers, lambda *_: None)
-    assert read_done(tmp_path, 1) is None
-    assert not list(tmp_path.glob("shard-000099*"))
+    assert workers > 1 or read_rows(job.folder, 0) is not None
+    assert read_rows(job.folder, 1) is None
+    assert not list(job.folder.glob("shard-000099*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -80,7 +91,7 @@ def test_write__folder_that_cannot_be_written_is_one_line(
 ) -> None:
     payload = make_image(0)
     (tmp_path / "good.jpg").write_bytes(payload)
-    job = Job((Source(tmp_path, "given", "c", "folder", "", 0, 2**63),), "", tmp_path / "gone" / ".unfinished")
+    job = replace(make_job(tmp_path), output=LocalOutput(tmp_path / "gone"))
     tasks = [task(index, b"good.jpg", len(payload)) for index in range(3)]
     with pytest.raises(OutputError, match=r"gone: cannot be written \(No such file or directory\)"):
         write_shards(job, iter(tasks), 3, workers, lambda *_: None)
@@ -88,7 +99,7 @@ def test_write__folder_that_cannot_be_written_is_one_line(
 
 def test_write__worker_that_is_killed_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    job = Job((Source(tmp_path, "given", "c", "folder", "", 0, 2**63),), "", tmp_path)
+    job = make_job(tmp_path)
 
     def tasks() -> Iterator[ShardTask]:
         yield task(0, b"pipe.jpg", 5)

@@ -60,6 +60,20 @@ def test_webdataset__gives_back_keys_and_bytes_of_hostile_tars(dataset_folder: P
     _compare(dataset_folder, hostile_tars, found)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_webdataset__reads_unshuffled_shards_in_the_order_of_the_source(
+    tmp_path: Path, make_tar: Callable[..., Path]
+) -> None:
+    import webdataset
+
+    source = make_tar(tmp_path / "a.tar", 23)
+    build_dataset([source], tmp_path / "out", ShardOptions(max_count=4, shuffle=False))
+    urls = [str(path) for path in sorted((tmp_path / "out" / "shards").iterdir())]
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False)]
+    with tarfile.open(source) as tar:
+        assert keys == [name.removesuffix(".jpg") for name in tar.getnames()]
+
+
 def test_wids__gives_back_keys_and_bytes_of_hostile_tars(
     dataset_folder: Path, hostile_tars: list[Path], tmp_path: Path
 ) -> None:

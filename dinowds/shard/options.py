@@ -1,0 +1,140 @@
+"""How a dataset is made: the options, and what is checked before anything is read or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import dinowds
+from dinowds.data.location import split_subset
+from dinowds.data.manifest import FORMAT_VERSION
+from dinowds.errors import ConfigError
+from dinowds.files import cache_folder
+from dinowds.remote import is_remote
+
+from .local_output import LocalOutput
+from .output import Output
+from .records import DEFAULT_KEY_PATTERN, compile_key_pattern, decode_name
+from .remote_output import RemoteOutput
+from .sources import Source, open_sources
+
+DEFAULT_SHARD_SIZE = 256 << 20
+MIN_SHARD_SIZE = 1 << 16
+MAX_SHARD_SIZE = 1 << 40
+MAX_NAME_BYTES = 200
+"""A shard's file name has 255 at most, and some are for its number."""
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a dataset is made. `workers`, `overwrite` and `staging` leave its bytes as they are."""
+
+    name: str | None = None
+    """Of the dataset and its shards; None for the output folder's name."""
+    seed: int = 0
+    """Of the order of the samples; at least 0."""
+    shuffle: bool = True
+    """Whether samples are shuffled over all sources; otherwise they stay in the order of the sources."""
+    shard_size: int = DEFAULT_SHARD_SIZE
+    """Largest length of a shard, bytes."""
+    max_count: int | None = None
+    """Largest number of samples of a shard; None for any."""
+    workers: int = 1
+    """Processes that write shards; 1 writes in this one."""
+    key_pattern: str = DEFAULT_KEY_PATTERN
+    """Regular expression with named groups slide, x, y (each optional), searched in a member's path; '' for none."""
+    overwrite: bool = False
+    """Replace a dataset, or another command's unfinished one, that lies at the output."""
+    staging: Path | None = None
+    """Folder on this host for what of a remote dataset is unfinished; None for one in the cache folder."""
+
+
+def open_all(paths: Sequence[Path | str], out: Path | str, options: ShardOptions) -> tuple[list[Source], Output]:
+    """The sources and the output, once the options are known to work. Changes nothing.
+
+    Raises:
+        SourceError: a source cannot be used.
+        ConfigError: an option cannot work.
+    """
+    if options.seed < 0:
+        raise ConfigError(f"--seed: is {options.seed}, expected 0 or more")
+    if not MIN_SHARD_SIZE <= options.shard_size <= MAX_SHARD_SIZE:
+        raise ConfigError(f"--shard-size: is {options.shard_size} bytes, expected {MIN_SHARD_SIZE} to {MAX_SHARD_SIZE}")
+    if options.max_count is not None and options.max_count < 1:
+        raise ConfigError(f"--max-count: is {options.max_count}, expected 1 or more")
+    if options.workers < 1:
+        raise ConfigError(f"--workers: is {options.workers}, expected 1 or more")
+    output = _open_output(out, options.staging)
+    name = dataset_name(output, options)
+    _check_text("--name", name)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ConfigError(f"--name: {name!r} has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}")
+    compile_key_pattern(options.key_pattern)
+    sources = open_sources(paths)
+    _check_apart(sources, output)
+    return sources, output
+
+
+def dataset_name(output: Output, options: ShardOptions) -> str:
+    """The name that was given, or the output's."""
+    return options.name or output.name or "dataset"
+
+
+def fingerprint_of(sources: Sequence[Source], output: Output, options: ShardOptions) -> dict[str, Any]:
+    """All that decides the bytes of a dataset, as JSON."""
+    return {
+        "version": f"{dinowds.__version__}, format {FORMAT_VERSION}",
+        "--name": dataset_name(output, options),
+        "--seed": options.seed,
+        "--no-shuffle": not options.shuffle,
+        "--shard-size": options.shard_size,
+        "--max-count": options.max_count,
+        "--key-pattern": options.key_pattern,
+        "sources": [{name: value for name, value in asdict(source).items() if name != "file"} for source in sources],
+    }
+
+
+def _open_output(out: Path | str, staging: Path | None) -> Output:
+    text = str(out)
+    _check_text("--out", text)
+    if text.lower().startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
+    if not is_remote(text):
+        if staging is not None:
+            raise ConfigError(f"--staging: is for a remote --out, and {text} is a folder; leave it out")
+        return LocalOutput(Path(text).resolve())
+    url = text.rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https"):
+        raise ConfigError(f"--out: {url} can be read only, expected a folder or a URL like s3://bucket/prefix")
+    if parts.query or parts.fragment or not parts.netloc:
+        raise ConfigError(f"--out: {url} is no place for a dataset, expected a URL like s3://bucket/prefix")
+    if (subset := split_subset(url)[1]) is not None:
+        raise ConfigError(f"--out: {url} names a subset, {subset!r}; give a URL without ':' in its path")
+    return RemoteOutput(url, (staging or cache_folder() / "staging").resolve())
+
+
+def _check_apart(sources: Sequence[Source], output: Output) -> None:
+    """Neither may lie in the other."""
+    place = output.root
+    option = "--staging" if output.is_remote else "--out"
+    for source in sources:
+        file = source.file.resolve()
+        if source.kind == "folder" and place.is_relative_to(file):
+            raise ConfigError(f"{option}: {place} lies in the source {source.path}; give a folder outside of it")
+        if file.is_relative_to(place):
+            raise ConfigError(f"{option}: {place} holds the source {source.path}; give another folder")
+
+
+def _check_text(option: str, text: str) -> None:
+    """Manifests, indexes and other readers know names as Unicode alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = decode_name(os.fsencode(text))
+        raise ConfigError(f"{option}: {shown!r} is not UTF-8, which the index needs; give another name") from None

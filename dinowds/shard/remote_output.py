@@ -1,0 +1,219 @@
+"""A dataset at a remote URL: shards are uploaded one by one as they are finished, the manifest last.
+
+What a run needs to go on lies in a staging folder of this host: rows of finished shards, and their tars until they are
+uploaded; of an uploaded one an empty file stays as the sign. `URL/.unfinished/state.json` says which command is
+unfinished there, which run of it, and what of an older dataset is to go. A run whose notes are no longer those has lost
+the place to another one (a second host, or a removed dataset) and trusts nothing that it has uploaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import xxhash
+
+from dinowds.data.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    SHARDS_NAME,
+    SUBSETS_NAME,
+    UNFINISHED_NAME,
+    Manifest,
+)
+from dinowds.errors import OutputError, StorageError
+from dinowds.remote import RemoteFiles
+
+from .local_output import size_of
+from .output import Found, Notes, foreign_name, listed_shards, shard_stem, tar_path
+
+_MARK = f"{UNFINISHED_NAME}/state.json"
+_THREADS = 16
+"""Small requests at once: each is one round trip, of some 20 ms."""
+
+_Item = TypeVar("_Item")
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class RemoteOutput:
+    """The place `url` (without a slash at its end); `staging` gets a folder for it."""
+
+    url: str
+    staging: Path
+    files: RemoteFiles = field(default_factory=RemoteFiles)
+    is_remote: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def root(self) -> Path:
+        return self.work
+
+    @property
+    def work(self) -> Path:
+        return self.staging / xxhash.xxh3_128_hexdigest(self.url)
+
+    def look(self) -> Found:
+        manifest, mark = self._read_json(MANIFEST_NAME), self._read_json(_MARK)
+        known = listed_shards(manifest).union(_replaced(mark))
+        own = _shards_of(mark)
+        top = set(self._names(""))
+        return Found(
+            foreign_name(self._names, manifest, lambda name: name in known or own(name)),
+            manifest is not None,
+            not top.isdisjoint((SAMPLES_NAME, QUARANTINE_NAME)),
+            mark,
+        )
+
+    def holds(self, notes: Notes) -> bool:
+        if _run(self._read_json(_MARK)) == notes["run"]:
+            return True
+        return notes["manifest"] is not None and self._manifest_sha256() == notes["manifest"]
+
+    def discard(self) -> None:
+        """Nothing: `begin` takes over what is there."""
+
+    def begin(self, notes: Notes) -> None:
+        """The old manifest goes at once, so that shards can be overwritten one by one."""
+        mark = self._read_json(_MARK)
+        if _run(mark) != notes["run"]:
+            old = {f"{folder}/{name}" for folder in (SHARDS_NAME, SUBSETS_NAME) for name in self._names(folder)}
+            mark = {"fingerprint": notes["fingerprint"], "run": notes["run"], "replaced": sorted(old)}
+            with self._errors():
+                self.files.write(self._at(_MARK), json.dumps(mark).encode())
+        self._remove([MANIFEST_NAME])
+
+    def present(self, shards: Mapping[int, int], url: Callable[[int], str]) -> set[int]:
+        kept = {index: size_of(tar_path(self.work, index)) for index in shards}
+        taken = [index for index, size in shards.items() if size and kept[index] == 0]
+        sizes = dict(zip(taken, _in_threads(lambda index: self._size(url(index)), taken), strict=True))
+        return {index for index, size in shards.items() if not size or sizes.get(index) == size}
+
+    def take_shard(self, index: int, url: str) -> None:
+        tar = tar_path(self.work, index)
+        self._upload(tar, url)
+        os.truncate(tar, 0)
+
+    def publish(self, manifest: Manifest, notes: Notes, again: bool) -> None:  # noqa: ARG002
+        """Old shards and subsets that are not the new dataset's go just before the manifest comes."""
+        mark = self._read_json(_MARK)
+        if _run(mark) != notes["run"]:
+            raise OutputError(
+                f"{self}: another 'dinowds shard' has begun to write there meanwhile; "
+                "wait for it to end, or give the same command again with --overwrite"
+            )
+        for name in (SAMPLES_NAME, QUARANTINE_NAME):
+            self._upload(self.work / name, name)
+        self._remove(sorted(_replaced(mark) - {shard.url for shard in manifest.shards}))
+        self._upload(self.work / MANIFEST_NAME, MANIFEST_NAME)
+
+    def published(self, notes: Notes) -> Manifest | None:
+        if self._manifest_sha256() != notes["manifest"]:
+            return None
+        return Manifest.from_json(self._read_json(MANIFEST_NAME))
+
+    def end(self, notes: Notes, is_published: bool) -> None:
+        """A run that has made nothing leaves its mark only where that tells what else lies there."""
+        try:
+            mark = self._read_json(_MARK)
+            if _run(mark) == notes["run"] and (is_published or not _replaced(mark)):
+                self._remove([_MARK])
+        except (OutputError, StorageError):
+            if is_published:
+                raise
+
+    def _at(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+    def _names(self, folder: str) -> Collection[str]:
+        with self._errors():
+            return self.files.names(self._at(folder))
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self.files.read(self._at(name))
+        except FileNotFoundError:
+            return None
+
+    def _read_json(self, name: str) -> Any:
+        """What an object says; None where there is none, and a text where it cannot be read."""
+        content = self._read(name)
+        if content is None:
+            return None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            return "is not JSON"
+
+    def _manifest_sha256(self) -> str | None:
+        content = self._read(MANIFEST_NAME)
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
+    def _size(self, name: str) -> int:
+        try:
+            return self.files.size(self._at(name))
+        except FileNotFoundError:
+            return -1
+
+    def _upload(self, path: Path, name: str) -> None:
+        with self._errors():
+            self.files.upload(path, self._at(name))
+
+    def _remove(self, names: Iterable[str]) -> None:
+        with self._errors():
+            _in_threads(lambda name: self.files.remove(self._at(name)), list(names))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What can be written to gives no such error."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise OutputError(f"{self}: no such place; make the bucket first, or give another --out") from None
+
+
+def _in_threads(function: Callable[[_Item], _Value], items: Collection[_Item]) -> list[_Value]:
+    """The function's values, in order. After an error no more are begun."""
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run(mark: Any) -> Any:
+    return mark.get("run") if isinstance(mark, dict) else None
+
+
+def _replaced(mark: Any) -> set[str]:
+    """Names of an older dataset that are to go when the run of `mark` is published."""
+    names = mark.get("replaced") if isinstance(mark, dict) else None
+    if not isinstance(names, list):
+        return set()
+    pattern = re.compile(rf"({SHARDS_NAME}|{SUBSETS_NAME})/(?!\.\.?$)[^/]+")
+    return {name for name in names if isinstance(name, str) and pattern.fullmatch(name)}
+
+
+def _shards_of(mark: Any) -> Callable[[str], bool]:
+    """Whether the run of `mark` writes a shard of that name."""
+    fingerprint = mark.get("fingerprint") if isinstance(mark, dict) else None
+    name = fingerprint.get("--name") if isinstance(fingerprint, dict) else None
+    if not isinstance(name, str):
+        return lambda _: False
+    pattern = re.compile(rf"{SHARDS_NAME}/{re.escape(shard_stem(name))}-[0-9]{{6,}}\.tar")
+    return lambda url: pattern.fullmatch(url) is not None

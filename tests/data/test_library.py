@@ -1,0 +1,79 @@
+"""`dinowds.data` without the trainer, as the README shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinowds.data import Dataset, Loader, Order, World
+from dinowds.errors import ConfigError
+
+README = Path(__file__).parents[2] / "README.md"
+ORDER = Order(batch_size=12, seed=3, chunk_size=4, window_chunks=3, partitions=4)
+
+
+def test_readme__its_lines_run(dataset_path: Path, tmp_path: Path) -> None:
+    text = README.read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "dinowds.data" in block]
+    assert blocks
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "patches").symlink_to(dataset_path)
+    for block in blocks:
+        script = block.replace("batch_size=256", "batch_size=12").replace("s3://lab/patches", "data/patches")
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_loader__gives_images_keys_and_labels(dataset: Dataset) -> None:
+    loader = Loader(dataset, ORDER, epochs=1)
+    batches = list(loader)
+    assert [batch.step for batch in batches] == list(range(loader.steps_per_epoch))
+    for batch in batches:
+        assert isinstance(batch.images, torch.Tensor)
+        assert batch.images.shape == (12, 32, 32, 3)
+        assert batch.images.dtype == torch.uint8
+        assert batch.keys == [dataset[int(sample)].key for sample in batch.ids]
+        assert batch.labels.tolist() == [-1] * 12
+        assert not batch.payloads
+
+
+def test_loader__gives_bytes(dataset: Dataset) -> None:
+    batch = next(iter(Loader(dataset, ORDER, decode=False)))
+    assert [payload[:2] for payload in batch.payloads] == [b"\xff\xd8"] * 12
+    assert not len(batch.images)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (3, 0), (1, 2)])
+def test_loader__goes_on_from_its_state(dataset: Dataset, ranks: int, workers: int) -> None:
+    expected = [batch.keys for batch in Loader(dataset, ORDER, epochs=2)]
+    first = Loader(dataset, ORDER, epochs=2)
+    for batch in first:
+        if batch.step == 8:
+            break
+    state = first.state_dict()
+    assert (state["epoch"], state["step"]) == (1, 2)
+    loaders = [Loader(dataset, ORDER, world=World(r, ranks), epochs=2, num_workers=workers) for r in range(ranks)]
+    for loader in loaders:
+        loader.load_state_dict(state)
+    found = [[key for part in parts for key in part.keys] for parts in zip(*loaders, strict=True)]
+    assert found == expected[9:]
+
+
+def test_loader__iterating_again_goes_on(dataset: Dataset) -> None:
+    loader = Loader(dataset, ORDER)
+    first = [batch.step for batch, _ in zip(loader, range(3), strict=False)]
+    assert [*first, next(iter(loader)).step] == [0, 1, 2, 4]  # zip took one more batch than it gave
+
+
+def test_loader__state_of_another_order_is_refused(dataset: Dataset) -> None:
+    state = Loader(dataset, ORDER).state_dict()
+    with pytest.raises(ConfigError, match="seed 3, this loader 4"):
+        Loader(dataset, Order(12, 4, 4, 3, 4)).load_state_dict(state)
+    with pytest.raises(ConfigError, match="another dataset"):
+        Loader(dataset, ORDER).load_state_dict({**state, "dataset": "0"})

@@ -1,0 +1,70 @@
+"""Where a dataset lies, and which subset is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dinowds.data.location import join_url, split_location, split_subset
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("data/p", ("data/p", None)),
+        ("data/p:fold_0", ("data/p", "fold_0")),
+        ("/data/p:0.a-b", ("/data/p", "0.a-b")),
+        ("s3://b/d", ("s3://b/d", None)),
+        ("s3://b/d:fold_0", ("s3://b/d", "fold_0")),
+        ("http://host:8000", ("http://host:8000", None)),
+        ("http://host:8000/d", ("http://host:8000/d", None)),
+        ("http://host:8000/d:8000", ("http://host:8000/d", "8000")),
+        ("memory://d:x", ("memory://d:x", None)),
+        ("a:b:c", ("a:b", "c")),
+        ("data/p:-x", ("data/p:-x", None)),
+        ("data/p:", ("data/p:", None)),
+        (":x", (":x", None)),
+    ],
+)
+def test_split_subset__cases(location: str, expected: tuple[str, str | None]) -> None:
+    assert split_subset(location) == expected
+
+
+def test_split_subset__what_exists_is_taken_whole(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    assert split_subset(f"{tmp_path}/a:b") == (f"{tmp_path}/a:b", None)
+    assert split_subset(f"{tmp_path}/a:b:c") == (f"{tmp_path}/a:b", "c")
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        (Path("data/p"), ("data/p", None)),
+        ("data/p/", ("data/p", None)),
+        ("data/p/manifest.json", ("data/p", None)),
+        ("data/p/manifest.json:a", ("data/p", "a")),
+        ("manifest.json", (".", None)),
+        ("/manifest.json", ("/", None)),
+        (".", (".", None)),
+        ("s3://b/d/", ("s3://b/d", None)),
+        ("s3://b/d/manifest.json:a", ("s3://b/d", "a")),
+        ("file:///data/a%20b", ("/data/a b", None)),
+        ("file:///data/p:x", ("/data/p", "x")),
+    ],
+)
+def test_split_location__gives_the_root(location: str | Path, expected: tuple[str, str | None]) -> None:
+    assert split_location(location) == expected
+
+
+@pytest.mark.parametrize(
+    ("root", "url", "expected"),
+    [
+        ("data/p", "shards/a.tar", "data/p/shards/a.tar"),
+        ("s3://b/d/", "shards/a.tar", "s3://b/d/shards/a.tar"),
+        ("s3://b/d", "/data/a.tar", "/data/a.tar"),
+        ("data/p", "s3://c/a.tar", "s3://c/a.tar"),
+    ],
+)
+def test_join_url__cases(root: str, url: str, expected: str) -> None:
+    assert join_url(root, url) == expected

@@ -1,0 +1,208 @@
+"""Servers on loopback that tests read remote files from: plain HTTP with ranges, a faulty one, and S3.
+
+As context managers (`http_server`, `s3_server`) and as fixtures (`s3`), which `tests/conftest.py` hands on.
+"""
+
+from __future__ import annotations
+
+import http.server
+import itertools
+import logging
+import re
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+Fault = Literal["500", "503", "429", "403", "close", "stall", "cut", "short", "whole"]
+"""Answers with this status; closes the socket; never answers; sends half of the body and closes; sends half of the
+range and says so; sends the whole file instead of a range."""
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_bucket_numbers = itertools.count()
+
+
+@dataclass
+class HttpServer:
+    """What a server has done so far. `ranges` are (name, start, stop) as they were asked for."""
+
+    url: str
+    faults: tuple[Fault, ...] = ()
+    every: int = 3
+    bytes_sent: int = 0
+    requests: int = 0
+    faults_made: int = 0
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ending: threading.Event = field(default_factory=threading.Event)
+    hold: threading.Event = field(default_factory=threading.Event)
+    """Cleared: answers wait until it is set."""
+
+    def next_fault(self) -> Fault | None:
+        """Every third request (or `every`) has a fault, one kind after another."""
+        with self.lock:
+            self.requests += 1
+            if not self.faults or self.requests % self.every:
+                return None
+            self.faults_made += 1
+            return self.faults[(self.faults_made - 1) % len(self.faults)]
+
+    def sent(self, num_bytes: int) -> None:
+        with self.lock:
+            self.bytes_sent += num_bytes
+
+
+@contextmanager
+def http_server(folder: Path, faults: tuple[Fault, ...] = (), every: int = 3) -> Iterator[HttpServer]:
+    """Serve `folder`. With `faults`, every third request (or `every`) fails in one of these ways, in turn."""
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.folder = folder
+    server.state = HttpServer(f"http://127.0.0.1:{server.server_port}", faults, every)
+    server.state.hold.set()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server.state
+    finally:
+        server.state.ending.set()
+        server.state.hold.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    folder: Path
+    state: HttpServer
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def translate_path(self, path: str) -> str:
+        self.directory = str(self.server.folder)
+        return super().translate_path(path)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests are quiet."""
+
+    def _answer(self, with_body: bool) -> None:
+        state = self.server.state
+        state.hold.wait()
+        fault = state.next_fault()
+        if fault == "stall":
+            state.ending.wait()
+        if fault in ("stall", "close"):
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if fault and fault.isdigit():
+            self._send(HTTPStatus(int(fault)), b"", 0, with_body)
+            return
+        path = Path(self.translate_path(self.path))
+        if path.is_dir():
+            super().do_GET()
+        elif not path.is_file():
+            self._send(HTTPStatus.NOT_FOUND, b"", 0, with_body)
+        else:
+            self._send_file(path, fault, with_body)
+
+    def _send_file(self, path: Path, fault: Fault | None, with_body: bool) -> None:
+        content = path.read_bytes()
+        asked = _RANGE.fullmatch(self.headers.get("Range", ""))
+        if asked is None or fault == "whole":
+            self._send(HTTPStatus.OK, content, len(content), with_body)
+            return
+        start, stop = int(asked[1]), min(int(asked[2]) + 1, len(content))
+        with self.server.state.lock:
+            self.server.state.ranges.append((path.name, start, stop))
+        if start >= stop:
+            self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", 0, with_body, f"bytes */{len(content)}")
+            return
+        if fault == "short":
+            stop = start + (stop - start) // 2
+        part = content[start:stop]
+        said = f"bytes {start}-{stop - 1}/{len(content)}"
+        self._send(
+            HTTPStatus.PARTIAL_CONTENT, part[: len(part) // 2] if fault == "cut" else part, len(part), with_body, said
+        )
+
+    def _send(self, status: HTTPStatus, body: bytes, length: int, with_body: bool, content_range: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+            self.server.state.sent(len(body))
+        self.close_connection = self.close_connection or len(body) < length
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """`url` is that of an empty bucket; `environment` is what a client needs to reach it."""
+
+    url: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """moto's S3 server. Yields its endpoint."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An empty bucket, and the environment in which this process and those that it starts reach it."""
+    bucket = f"bucket-{next(_bucket_numbers)}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/{bucket}", method="PUT")).close()
+    environment = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return S3Server(f"s3://{bucket}", environment)
