@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -104,13 +104,24 @@ def write_shards(folder: Path, payloads: Sequence[bytes]) -> None:
         build_dataset([folder / "cohort.tar"], folder / "shards", options)
 
 
-def dinowds_batches(task: Task) -> Iterator[Sized]:
+def dinowds_batches(task: Task, start_method: Literal["forkserver", "fork"] = "forkserver") -> Iterator[Sized]:
     from dinowds.data import Dataset, Loader, Order
 
-    dataset = Dataset.open(Path(task.folder) / "shards")
-    loader = Loader(dataset, Order(task.batch_size, task.seed), num_workers=task.workers, decode=task.decode, epochs=1)
+    loader = Loader(
+        Dataset.open(Path(task.folder) / "shards"),
+        Order(task.batch_size, task.seed),
+        epochs=1,
+        num_workers=task.workers,
+        decode=task.decode,
+        start_method=start_method,
+    )
     for batch in loader:
         yield batch.images if task.decode else batch.payloads
+
+
+def dinowds_forked(task: Task) -> Iterator[Sized]:
+    """As all others start their processes: at once, with what is imported already."""
+    return dinowds_batches(task, "fork")
 
 
 # webdataset: the same shards, a shuffle buffer
@@ -238,6 +249,7 @@ def streaming_opencv(task: Task) -> Iterator[Sized]:
 
 PEERS = {
     "dinowds": Peer("dinowds", "dinowds.data", "dinowds", write_shards, dinowds_batches),
+    "dinowds-fork": Peer("dinowds, forked", "dinowds.data", "dinowds", write_shards, dinowds_forked),
     "webdataset": Peer(
         "webdataset, Pillow", "webdataset", "webdataset", write_shards, webdataset_usual, has_own_decoder=True
     ),

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import demo, doctor, inspect, shard, subset, train
+from . import demo, doctor, inspect, order, shard, subset, train
 from .shared import print_error, print_notice
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(shard.shard)
 app.command()(inspect.inspect)
+app.command()(order.order)
 app.command()(subset.subset)
 app.add_typer(train.app, name="train")
 app.command()(demo.demo)

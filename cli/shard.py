@@ -114,9 +114,8 @@ def shard(
 
 def _print_summary(manifest: Manifest, out: str, as_json: bool) -> None:
     from dinowds.data.summary import summarize
-    from dinowds.remote import is_remote
 
-    summary = summarize(out if is_remote(out) else Path(out).resolve())
+    summary = summarize(out if "://" in out else Path(out).resolve())
     if as_json:
         print_json({"dataset": out, **summary.to_json()})
         return

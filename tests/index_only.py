@@ -45,7 +45,7 @@ def _table(slides: Sequence[SlideRows], shard_rows: int) -> Any:
     of = np.repeat(np.arange(len(slides)), [count for *_, count in slides])
     rows = np.arange(len(of))
     keys = [f"k{row:08d}" for row in rows]
-    cohorts = [slides[i][0] for i in of]
+    cohorts, names = ([slides[i][part] for i in of.tolist()] for part in (0, 1))
     columns = {
         "key": keys,
         "shard": rows // shard_rows,
@@ -54,7 +54,7 @@ def _table(slides: Sequence[SlideRows], shard_rows: int) -> Any:
         "ext": ["jpg"] * len(rows),
         "digest": [b"\0" * 16] * len(rows),
         "cohort": cohorts,
-        "slide": [slides[i][1] for i in of],
+        "slide": names,
         "x": None,
         "y": None,
         "label": of % 3,

@@ -155,8 +155,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_header("Content-Range", content_range)
         self.end_headers()
         if with_body:
+            self.server.state.sent(len(body))  # first: the client may look as soon as it has them
             self.wfile.write(body)
-            self.server.state.sent(len(body))
         self.close_connection = self.close_connection or len(body) < length
 
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,19 +238,67 @@ def test_s3__unreachable(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
             RemoteFiles(RetryOptions(tries=3, first_wait_s=0.001)).read(f"{s3.url}/x", 0, 10)
 
 
-def _read_in_child(files: RemoteFiles, url: str) -> bytes:
-    return files.read(url, 10, 20)
+@pytest.mark.parametrize("fault", ["500", "503", "stall", "cut", "close", "short"])
+@pytest.mark.usefixtures("s3")
+def test_s3__every_third_request_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    content = random_bytes(3, 10_000)
+    (folder / "bucket").mkdir()
+    (folder / "bucket" / "key").write_bytes(content)
+    files = RemoteFiles(RetryOptions(first_wait_s=0.001, timeout_s=1.0))
+    with http_server(folder, (fault,)) as server:  # to a client, S3's GET is that of any server
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        for start in range(0, 10_000, 2500):
+            assert files.read("s3://bucket/key", start, start + 2500) == content[start : start + 2500]
+        assert server.faults_made >= 1
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("503", "the server answered 503 Service Unavailable"),
+        ("cut", "ClientPayloadError"),
+    ],
+)
+def test_s3__tries_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, reason: str) -> None:
+    (folder / "bucket").mkdir()
+    (folder / "bucket" / "key").write_bytes(bytes(100))
+    with http_server(folder, (fault,), every=1) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        with pytest.raises(StorageError, match=rf"after 4 tries \(.*{reason}"):
+            RemoteFiles(RetryOptions(tries=4, first_wait_s=0.001)).read("s3://bucket/key", 0, 10)
+        assert server.requests == 4
+
+
+@pytest.mark.usefixtures("s3")
+def test_s3__server_without_ranges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "bucket").mkdir()
+    (folder / "bucket" / "key").write_bytes(bytes(100))
+    with http_server(folder, ("whole",), every=1) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        with pytest.raises(StorageError, match="the server ignores ranges"):
+            RemoteFiles(FAST).read("s3://bucket/key", 0, 10)
+
+
+def _read_in_child(files: RemoteFiles, url: str, answer: Connection) -> None:
+    answer.send_bytes(files.read(url, 10, 20))
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes__after_use_in_this_one(folder: Path, method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
     with http_server(folder) as server:
         files = RemoteFiles(FAST)
         expected = files.read(f"{server.url}/a.bin", 10, 20)
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            found = pool.apply_async(_read_in_child, (files, f"{server.url}/a.bin")).get(timeout=60)
-        assert found == expected
+        here, there = context.Pipe()
+        child = context.Process(
+            target=_read_in_child, args=(files, f"{server.url}/a.bin", there)
+        )  # pickled by spawn only
+        child.start()
+        assert here.poll(60)
+        assert here.recv_bytes() == expected
+        child.join()
         assert files.read(f"{server.url}/a.bin", 10, 20) == expected
 
 

@@ -134,17 +134,20 @@ def _slides(dataset: Dataset) -> Iterator[tuple[int, NDArray[np.uint64]]]:
 
 
 def _describe(dataset: Dataset, name: str, definition: dict[str, Any], chosen: Chosen, mask: Mask) -> Subset:
-    slides = np.zeros(0, np.uint64)
-    cohorts: Counter[str] = Counter()
-    for first, rows in dataset.batches(["cohort", "slide"]):
+    pairs = ["cohort", "slide"]
+    counted = []
+    for first, rows in dataset.batches(pairs):
         rows = rows.filter(pa.array(chosen[first : first + len(rows)]))
-        slides = np.union1d(slides, slide_hashes(rows["cohort"], rows["slide"]))
-        cohorts.update({entry["values"]: entry["counts"] for entry in rows["cohort"].value_counts().to_pylist()})
+        counted.append(rows.group_by(pairs).aggregate([([], "count_all")]))
+    table = pa.concat_tables(counted).group_by(pairs).aggregate([("count_all", "sum")])
+    cohorts: Counter[str] = Counter()
+    for cohort, count in zip(table["cohort"].to_pylist(), table["count_all_sum"].to_pylist(), strict=True):
+        cohorts[cohort] += count
     return Subset(
         name=name,
         definition=definition,
         samples=int(np.count_nonzero(chosen)),
-        slides=int(np.count_nonzero(slides)),
+        slides=len(table) - table["slide"].null_count,
         cohorts={cohort: cohorts[cohort] for cohort in dataset.manifest.cohorts},
         samples_sha256=dataset.manifest.samples_sha256,
         file_sha256=hashlib.sha256(mask_file(mask)).hexdigest(),

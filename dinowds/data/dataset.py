@@ -141,11 +141,6 @@ class Dataset:
     def index(self) -> Index:
         return Index(self.index_path, self.manifest.samples_sha256, tuple(self.manifest.cohorts))
 
-    @property
-    def folder(self) -> Path:
-        """Of a local dataset."""
-        return Path(self.url)
-
     def shard_path(self, shard: int) -> Path:
         """The tar of shard number `shard` of a local dataset."""
         return Path(self.shard_url(shard))

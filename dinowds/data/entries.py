@@ -68,22 +68,19 @@ def find_samples(dataset: Dataset, entries: Entries) -> tuple[NDArray[np.int64],
         DatasetError: an entry means several samples, or none of the entries means any.
     """
     names = pa.array(entries.names, pa.string())
-    first = np.full((len(_FORMS), len(names)), -1, np.int64)
+    ids = np.zeros((len(_FORMS), len(names)), np.int64)
     count = np.zeros((len(_FORMS), len(names)), np.int64)
     for start, rows in dataset.batches(["key", "source_name", "slide"], _BATCH_ROWS):
         for form, values in enumerate(_forms(rows)):
-            found = pc.index_in(values, value_set=names)
-            where = np.flatnonzero(found.is_valid().to_numpy())
-            which = found.drop_null().to_numpy()
-            count[form] += np.bincount(which, minlength=len(names))
-            first[form, which[::-1]] = np.where(
-                first[form, which[::-1]] < 0, where[::-1] + start, first[form, which[::-1]]
-            )
+            entry = _positions(values, names)
+            where = np.flatnonzero(entry >= 0)
+            count[form] += np.bincount(entry[where], minlength=len(names))
+            ids[form, entry[where]] = where + start  # of several, any: they are refused
     form = np.argmax(count > 0, axis=0)  # the first form that there is
     each = np.arange(len(names))
-    matches, ids = count[form, each], first[form, each]
+    matches = count[form, each]
     _refuse_ambiguous(entries, matches, form)
-    return ids[matches > 0], _missing(entries, matches, "sample")
+    return ids[form, each][matches > 0], _missing(entries, matches, "sample")
 
 
 def find_slides(dataset: Dataset, entries: Entries, chosen: NDArray[np.bool_]) -> list[str]:
@@ -100,11 +97,17 @@ def find_slides(dataset: Dataset, entries: Entries, chosen: NDArray[np.bool_]) -
         full = pc.binary_join_element_wise(rows["cohort"], rows["slide"], "/")
         listed = np.zeros(len(rows), np.bool_)
         for values in (rows["slide"], full):
-            found = pc.index_in(values, value_set=names)
-            listed |= found.is_valid().to_numpy()
-            count += np.bincount(found.drop_null().to_numpy(), minlength=len(names))
+            entry = _positions(values, names)
+            listed |= entry >= 0
+            count += np.bincount(entry[entry >= 0], minlength=len(names))
         chosen[start : start + len(rows)] &= listed
     return _missing(entries, count, "slide")
+
+
+def _positions(values: Any, names: Any) -> NDArray[np.int32]:
+    """Where each value stands among the names; -1 where it does not."""
+    found: NDArray[np.int32] = pc.fill_null(pc.index_in(values, value_set=names), -1).to_numpy()
+    return found
 
 
 def _forms(rows: Any) -> list[Any]:

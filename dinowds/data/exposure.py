@@ -189,8 +189,8 @@ def check_cap(dataset: Dataset, plan: Plan) -> None:
     if means[worst] > cap:
         raise ConfigError(
             f"data.max_per_slide is {cap}, but slide {worst.name!r} of cohort {worst.cohort!r} has {known[worst]} "
-            f"samples, {means[worst]:.4g} in the mean batch; set it to at least {math.ceil(means[worst])}, or train on a "
-            "subset made with 'dinowds subset --max-per-slide'"
+            f"samples, {means[worst]:.4g} in the mean batch; set it to at least {math.ceil(means[worst])}, or train on "
+            "a subset made with 'dinowds subset --max-per-slide'"
         )
 
 

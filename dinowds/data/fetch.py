@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from dinowds.errors import DatasetError
+from dinowds.errors import DatasetError, StorageError
 from dinowds.files import atomic_write, cache_folder, waiting_lock
 from dinowds.remote import RemoteFiles
 
@@ -31,6 +31,8 @@ def fetch(files: RemoteFiles, url: str, sha256: str, suffix: str) -> Path:
         with waiting_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 _download(files, url, sha256, path)
+    except StorageError:  # a missing one is an OSError too
+        raise
     except OSError as error:
         raise DatasetError(
             f"{path.parent}: cannot be written ({error.strerror or error}), but the index of a remote dataset is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -218,9 +219,12 @@ def load(
             "multiprocessing_context": context,
         }
     with shielded_from_signals():
-        items = iter(DataLoader(wds.DataPipeline(pipeline, _hand_over_errors), **options))
+        items = [iter(DataLoader(wds.DataPipeline(pipeline, _hand_over_errors), **options))]
+    # An iterator that is let go ends its processes. At the interpreter's end torch would not do it any more, and
+    # multiprocessing would wait for processes that do not heed SIGTERM at once.
+    atexit.register(items.clear)
     try:
-        for item in items:
+        while (item := next(items[0], None)) is not None:
             if isinstance(item, DinowdsError):
                 raise item
             yield item
@@ -232,6 +236,9 @@ def load(
             f"a loader process died ({reason}); if memory ran out, lower speed.num_workers or speed.prefetch_factor, "
             "or give the job more memory and /dev/shm"
         ) from None
+    finally:
+        items.clear()
+        atexit.unregister(items.clear)
 
 
 def _hand_over_errors(stream: Iterable[Any]) -> Iterator[Any]:

@@ -16,8 +16,12 @@ Mask = NDArray[np.uint8]
 """One bit a sample, in the order of sample ids; the first sample is the lowest bit of the first byte."""
 
 _BLOCK = 64  # bytes of the mask for each number that is held: 512 samples, an eighth of the mask's own size
-_SLICE = 1 << 12  # blocks that are unpacked at once: 2 MB
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+_SLICE = 1 << 14  # blocks that are looked into at once: 1 MB
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_ONES = _BITS.sum(axis=1, dtype=np.uint8)
+"""uint8 [256]: ones of a byte."""
+_NTH_ONE = np.argsort(1 - _BITS, axis=1, kind="stable")
+"""int64 [256, 8]: where the nth one of a byte is."""
 
 
 class Selection:
@@ -72,8 +76,12 @@ class Selection:
         ids = blocks * (8 * _BLOCK)
         for start in range(0, len(places), _SLICE):
             part = slice(start, start + _SLICE)
-            ones = np.cumsum(_unpacked(self.mask, blocks[part]), axis=1, dtype=np.int16)
-            ids[part] += np.argmax(ones > nth[part, None], axis=1)
+            packed = _blocks(self.mask, blocks[part])
+            ones = _ONES[packed]
+            up_to = np.cumsum(ones, axis=1, dtype=np.int64)
+            byte = np.argmax(up_to > nth[part, None], axis=1)
+            which = (np.arange(len(byte)), byte)
+            ids[part] += 8 * byte + _NTH_ONE[packed[which], nth[part] - up_to[which] + ones[which]]
         return ids
 
     def all_ids(self) -> Ids:
@@ -96,11 +104,12 @@ class Selection:
     def _rank(self, mask: Mask, ids: Ids) -> Ids:
         """Selected samples before each of `ids`."""
         blocks, bits = np.divmod(ids, 8 * _BLOCK)
-        ranks = self._before[blocks].copy()
-        inside = np.arange(8 * _BLOCK)
+        ranks: Ids = self._before[blocks]
+        starts = 8 * np.arange(_BLOCK)
         for start in range(0, len(ids), _SLICE):
             part = slice(start, start + _SLICE)
-            ranks[part] += np.count_nonzero(_unpacked(mask, blocks[part]) * (inside < bits[part, None]), axis=1)
+            taken = np.clip(bits[part, None] - starts, 0, 8)  # bits of each byte that are before the id
+            ranks[part] += _ONES[_blocks(mask, blocks[part]) & ((1 << taken) - 1)].sum(axis=1, dtype=np.int64)
         return ranks
 
 
@@ -135,8 +144,8 @@ def _ones_before(mask: Mask) -> Ids:
     return before
 
 
-def _unpacked(mask: Mask, blocks: Ids) -> NDArray[np.uint8]:
-    """uint8 [n, 512], 0 or 1: the bits of blocks of the mask; what lies behind its end is 0."""
+def _blocks(mask: Mask, blocks: Ids) -> NDArray[np.uint8]:
+    """uint8 [n, 64]: blocks of the mask; what lies behind its end is 0."""
     places = blocks[:, None] * _BLOCK + np.arange(_BLOCK)
-    packed = np.where(places < len(mask), mask[np.minimum(places, len(mask) - 1)], 0)
-    return np.unpackbits(packed, axis=1, bitorder="little")
+    packed: NDArray[np.uint8] = np.where(places < len(mask), mask[np.minimum(places, len(mask) - 1)], np.uint8(0))
+    return packed

@@ -7,7 +7,6 @@ without it is no subset.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from dinowds.data.location import join_url, read_beside
 from dinowds.data.manifest import SUBSETS_NAME, Manifest
 from dinowds.data.selection import Mask, open_mask
 from dinowds.errors import ConfigError, DatasetError, OutputError, StorageError
-from dinowds.files import write_atomic
+from dinowds.files import sha256_of, write_atomic
 from dinowds.remote import RemoteFiles, is_remote
 
 FORMAT_VERSION = 1
@@ -107,16 +106,6 @@ def read_subset(root: str, name: str, manifest: Manifest, files: RemoteFiles) ->
     return subset
 
 
-def mask_path(root: str, subset: Subset, files: RemoteFiles) -> Path:
-    """Where the mask of a subset lies on this host; one that lies remote is fetched.
-
-    Raises:
-        DatasetError, StorageError: it cannot be read.
-    """
-    url = join_url(root, f"{SUBSETS_NAME}/{subset.name}.npy")
-    return fetch(files, url, subset.file_sha256, ".npy") if is_remote(root) else Path(url)
-
-
 def load_mask(root: str, subset: Subset, files: RemoteFiles) -> Mask:
     """Map the mask of a subset, after a check of its content.
 
@@ -124,15 +113,15 @@ def load_mask(root: str, subset: Subset, files: RemoteFiles) -> Mask:
         DatasetError: it is missing or damaged.
         StorageError: it lies remote and cannot be read.
     """
-    path = mask_path(root, subset, files)
+    url = join_url(root, f"{SUBSETS_NAME}/{subset.name}.npy")
     try:
-        with open(path, "rb") as file:
-            found = hashlib.sha256(file.read()).hexdigest()
+        path = fetch(files, url, subset.file_sha256, ".npy") if is_remote(url) else Path(url)
+        found = sha256_of(path)
         if found != subset.file_sha256:
             raise ValueError(f"its sha256 is {found}, expected {subset.file_sha256}")
         return open_mask(str(path))
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be used ({error}); make the subset again with --overwrite") from None
+        raise DatasetError(f"{url}: cannot be used ({error}); make the subset again with --overwrite") from None
 
 
 def write_subset(root: str, subset: Subset, mask: Mask, files: RemoteFiles, overwrite: bool = False) -> bool:

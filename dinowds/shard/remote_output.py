@@ -2,8 +2,9 @@
 
 What a run needs to go on lies in a staging folder of this host: rows of finished shards, and their tars until they are
 uploaded; of an uploaded one an empty file stays as the sign. `URL/.unfinished/state.json` says which command is
-unfinished there, which run of it, and what of an older dataset is to go. A run whose notes are no longer those has lost
-the place to another one (a second host, or a removed dataset) and trusts nothing that it has uploaded.
+unfinished there, and what of an older dataset is to go; `URL/.unfinished/run` which run of it. A run that is no longer
+named there has lost the place to another one (a second host, or a removed dataset): it uploads nothing more, and what
+it has uploaded is not trusted.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from dinowds.data.manifest import (
 from dinowds.errors import OutputError, StorageError
 from dinowds.remote import RemoteFiles
 
-from .local_output import size_of
+from .local_output import STATE_NAME, read_json, size_of
 from .output import Found, Notes, foreign_name, listed_shards, shard_stem, tar_path
 
 _MARK = f"{UNFINISHED_NAME}/state.json"
+_RUN = f"{UNFINISHED_NAME}/run"
 _THREADS = 16
 """Small requests at once: each is one round trip, of some 20 ms."""
 
@@ -81,7 +83,7 @@ class RemoteOutput:
         )
 
     def holds(self, notes: Notes) -> bool:
-        if _run(self._read_json(_MARK)) == notes["run"]:
+        if self._run() == notes["run"]:
             return True
         return notes["manifest"] is not None and self._manifest_sha256() == notes["manifest"]
 
@@ -90,12 +92,12 @@ class RemoteOutput:
 
     def begin(self, notes: Notes) -> None:
         """The old manifest goes at once, so that shards can be overwritten one by one."""
-        mark = self._read_json(_MARK)
-        if _run(mark) != notes["run"]:
-            old = {f"{folder}/{name}" for folder in (SHARDS_NAME, SUBSETS_NAME) for name in self._names(folder)}
-            mark = {"fingerprint": notes["fingerprint"], "run": notes["run"], "replaced": sorted(old)}
+        if self._run() != notes["run"]:
+            old = [f"{folder}/{name}" for folder in (SHARDS_NAME, SUBSETS_NAME) for name in self._names(folder)]
+            mark = {"fingerprint": notes["fingerprint"], "replaced": old}
             with self._errors():
                 self.files.write(self._at(_MARK), json.dumps(mark).encode())
+                self.files.write(self._at(_RUN), str(notes["run"]).encode())
         self._remove([MANIFEST_NAME])
 
     def present(self, shards: Mapping[int, int], url: Callable[[int], str]) -> set[int]:
@@ -106,20 +108,17 @@ class RemoteOutput:
 
     def take_shard(self, index: int, url: str) -> None:
         tar = tar_path(self.work, index)
+        notes = read_json(self.work / STATE_NAME)
+        self._check_run(notes if isinstance(notes, dict) else {"run": ""})
         self._upload(tar, url)
         os.truncate(tar, 0)
 
     def publish(self, manifest: Manifest, notes: Notes, again: bool) -> None:  # noqa: ARG002
         """Old shards and subsets that are not the new dataset's go just before the manifest comes."""
-        mark = self._read_json(_MARK)
-        if _run(mark) != notes["run"]:
-            raise OutputError(
-                f"{self}: another 'dinowds shard' has begun to write there meanwhile; "
-                "wait for it to end, or give the same command again with --overwrite"
-            )
+        self._check_run(notes)
         for name in (SAMPLES_NAME, QUARANTINE_NAME):
             self._upload(self.work / name, name)
-        self._remove(sorted(_replaced(mark) - {shard.url for shard in manifest.shards}))
+        self._remove(sorted(_replaced(self._read_json(_MARK)) - {shard.url for shard in manifest.shards}))
         self._upload(self.work / MANIFEST_NAME, MANIFEST_NAME)
 
     def published(self, notes: Notes) -> Manifest | None:
@@ -130,12 +129,23 @@ class RemoteOutput:
     def end(self, notes: Notes, is_published: bool) -> None:
         """A run that has made nothing leaves its mark only where that tells what else lies there."""
         try:
-            mark = self._read_json(_MARK)
-            if _run(mark) == notes["run"] and (is_published or not _replaced(mark)):
-                self._remove([_MARK])
+            if self._run() in (notes["run"], None) and (is_published or not _replaced(self._read_json(_MARK))):
+                self._remove([_MARK, _RUN])
         except (OutputError, StorageError):
             if is_published:
                 raise
+
+    def _run(self) -> str | None:
+        """The run that writes there."""
+        content = self._read(_RUN)
+        return None if content is None else content.decode("ascii", "replace")
+
+    def _check_run(self, notes: Notes) -> None:
+        if self._run() != notes["run"]:
+            raise OutputError(
+                f"{self}: another 'dinowds shard' has begun to write there meanwhile; "
+                "wait for it to end, or give the same command again with --overwrite"
+            )
 
     def _at(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
@@ -194,10 +204,6 @@ def _in_threads(function: Callable[[_Item], _Value], items: Collection[_Item]) -
         return list(pool.map(function, items))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _run(mark: Any) -> Any:
-    return mark.get("run") if isinstance(mark, dict) else None
 
 
 def _replaced(mark: Any) -> set[str]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.conftest import Call
+from tests.servers import http_server
 
 
 @pytest.fixture
@@ -92,3 +93,23 @@ def test_inspect__what_is_no_dataset_is_one_line(call: Call, dataset_path: Path,
             assert (code, out) == (1, "")
             assert words in err
             assert err.count("\n") == 1
+
+
+def test_inspect__of_a_subset_names_it_and_counts_it(call_dinowds: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    options = ("--where", "cohort == 'alpha'", "--max-per-slide", 3)
+    assert call_dinowds("subset", folder, "--name", "fold_0", *options)[0] == 0
+    with http_server(tmp_path) as server:
+        for location in (str(folder), f"{server.url}/copy"):
+            code, out, err = call_dinowds("inspect", f"{location}:fold_0")
+            assert (code, err) == (0, "")
+            lines = [" ".join(line.split()) for line in out.splitlines()]
+            for line in ("subset fold_0", "samples 18", "slides 6", "alpha 18 6", "beta 0 0", "jpg 18"):
+                assert line in lines
+            content = json.loads(call_dinowds("inspect", f"{location}:fold_0", "--json")[1])
+            assert (content["subset"], content["samples"]) == ("fold_0", 18)
+            code, out, err = call_dinowds("inspect", f"{location}:fold_1")
+            assert (code, out, err.count("\n")) == (1, "", 1)
+            assert "has no subset 'fold_1'" in err
+        assert json.loads(call_dinowds("inspect", f"{server.url}/copy", "--json", "--verify")[1])["damages"] == []
+    assert json.loads(call_dinowds("inspect", folder, "--json")[1])["subset"] is None

@@ -17,6 +17,7 @@ from dinowds.cli.shard import default_workers, parse_size
 from dinowds.cli.tables import format_bytes, printable
 
 from tests.cli.conftest import Call
+from tests.servers import S3Server
 
 
 @pytest.fixture
@@ -127,6 +128,38 @@ def test_shard__bad_options_name_themselves(call: Call, cohort: Path, tmp_path: 
 def test_shard__output_by_way_of_a_missing_folder(call: Call, cohort: Path, tmp_path: Path) -> None:
     assert call(cohort, "--out", tmp_path / "q" / ".." / "out")[0] == 0
     assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_shard__to_a_url_and_again(call: Call, cohort: Path, tmp_path: Path, s3: S3Server) -> None:
+    out = f"{s3.url}/deep/out"
+    arguments = [cohort, "--out", out, "--staging", tmp_path / "staging", "--max-count", 25, "--workers", 1]
+    code, text, _ = call(*arguments, "--dry-run", "--json")
+    assert (code, json.loads(text)["shards"]) == (0, 3)
+    code, text, err = call(*arguments, "--json")
+    assert code == 0
+    content = json.loads(text)
+    assert (content["dataset"], content["name"], content["samples"], content["shards"]) == (out, "out", 60, 3)
+    assert "write: 60 samples" in err
+    code, text, err = call(*arguments)
+    assert (code, text) == (1, "")
+    assert err == (
+        f"dinowds: error: {out}: already holds a dataset; give another --out, or --overwrite to replace it\n"
+    )
+    assert call(*arguments, "--overwrite")[0] == 0
+    assert list(tmp_path.glob("staging/*")) == []
+
+
+def test_shard__urls_that_cannot_work_are_one_line(call: Call, cohort: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["s3://bucket/a.tar", "--out", tmp_path / "out"], "s3://bucket/a.tar: sources must be local"),
+        ([cohort, "--out", "https://host/out"], "--out: https://host/out can be read only"),
+        ([cohort, "--out", tmp_path / "out", "--staging", tmp_path], "--staging: is for a remote --out"),
+        ([cohort, "--out", "nosuch://host/out"], "nosuch://host/out"),
+    ):
+        code, out, err = call(*arguments)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith(f"dinowds: error: {words}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_shard__names_cannot_steer_the_terminal(call: Call, cohort: Path, tmp_path: Path) -> None:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import dinowds.data.fetch
 from dinowds.data.dataset import Dataset
+from dinowds.data.fetch import fetch
 from dinowds.data.manifest import UNFINISHED_NAME, Manifest, read_manifest
 from dinowds.data.store import LocalStore
-from dinowds.errors import DatasetError, SampleError
+from dinowds.errors import DatasetError, SampleError, StorageError
+from dinowds.remote import RemoteFiles, RetryOptions
+from tests.data.indexes import cut, random_rows, write_index
+from tests.servers import Fault, http_server
 from tests.support import jpeg_patch
+
+FAST = RemoteFiles(RetryOptions(tries=3, first_wait_s=0.001, longest_wait_s=0.01, timeout_s=5))
 
 
 @pytest.fixture
@@ -50,7 +61,7 @@ def test_store__gives_the_source_s_bytes(dataset: Dataset) -> None:
 def test_store__wrong_bytes_name_shard_and_key(copy: Path) -> None:
     dataset = Dataset.open(copy)
     sample = dataset[30]
-    with open(dataset.shard_path(sample.shard), "r+b") as shard:
+    with open(Path(dataset.shard_url(sample.shard)), "r+b") as shard:
         shard.seek(sample.offset)
         shard.write(b"\0")
     with pytest.raises(SampleError, match=rf"dataset-\d+\.tar: {sample.key}\.jpg: the bytes do not match"):
@@ -60,7 +71,7 @@ def test_store__wrong_bytes_name_shard_and_key(copy: Path) -> None:
 
 def test_store__missing_shard_is_named(copy: Path) -> None:
     dataset = Dataset.open(copy)
-    dataset.shard_path(2).unlink()
+    Path(dataset.shard_url(2)).unlink()
     with pytest.raises(DatasetError, match=r"dataset-000002\.tar: shard cannot be opened"):
         LocalStore(dataset).read(dataset[60])
 
@@ -126,3 +137,118 @@ def test_open__index_that_is_no_parquet(copy: Path) -> None:
     (copy / "samples.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(DatasetError, match=r"samples\.parquet: is not a Parquet file"):
         Dataset.open(copy)
+
+
+def test_dataset__iterates_over_its_samples(dataset: Dataset) -> None:
+    assert [sample.id for sample in dataset] == list(range(90))
+
+
+@pytest.mark.parametrize("sample", [-1, 90, 10**12])
+def test_dataset__no_such_sample(dataset: Dataset, sample: int) -> None:
+    with pytest.raises(IndexError, match="of a dataset of 90"):
+        _ = dataset[sample]
+    with pytest.raises(IndexError, match="of a dataset of 90"):
+        dataset.slides_of(np.array([0, sample]))
+
+
+def test_dataset__slides_of_no_samples(dataset: Dataset) -> None:
+    assert dataset.slides_of(np.zeros(0, np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 30, (7, 8, 15), (3, 1, 26), (30,)])
+@pytest.mark.parametrize("at_least", [1, 9, 1000])
+def test_dataset__cohort_masks_are_a_partition(tmp_path: Path, sizes: tuple[int, ...], at_least: int) -> None:
+    rows = random_rows(30)
+    dataset = Dataset.open(write_index(tmp_path, cut(rows, sizes)))
+    batches = partial(dataset.batches, at_least=at_least)
+    dataset.batches = batches  # type: ignore[method-assign]
+    masks = dataset.cohort_masks()
+    assert list(masks) == ["cohort0", "cohort1", "cohort2"]
+    for name, mask in masks.items():
+        assert (dataset.selection & mask).all_ids().tolist() == [i for i in range(30) if rows[i]["cohort"] == name]
+        assert len(mask) == 4
+
+
+def test_dataset__batches_are_the_rows(tmp_path: Path) -> None:
+    rows = random_rows(60)
+    dataset = Dataset.open(write_index(tmp_path, cut(rows, (20, 5, 30, 5))))
+    found = list(dataset.batches(["slide", "key"], at_least=22))
+    assert [(first, len(table)) for first, table in found] == [(0, 25), (25, 30), (55, 5)]
+    expected = [{"slide": row["slide"], "key": row["key"]} for row in rows]
+    assert [row for _, table in found for row in table.to_pylist()] == expected
+
+
+def test_dataset__pickle_does_not_grow_with_samples(tmp_path: Path) -> None:
+    small = Dataset.open(write_index(tmp_path / "small", [random_rows(10)]))
+    large = Dataset.open(write_index(tmp_path / "large", [random_rows(2000)]))
+    _ = large[1999], large.selection, large.slides_of(np.arange(2000))
+    assert len(pickle.dumps(large)) <= len(pickle.dumps(small)) + 20
+
+
+def test_remote__is_read_as_a_local_one(dataset_path: Path, dataset: Dataset) -> None:
+    with http_server(dataset_path.parent) as server:
+        url = f"{server.url}/{dataset_path.name}"
+        remote = Dataset.open(f"{url}/manifest.json", FAST)
+        assert (remote.url, len(remote), remote.fingerprint) == (url, 90, dataset.fingerprint)
+        assert list(remote) == list(dataset)
+        assert remote.shard_url(1) == f"{url}/{dataset.manifest.shards[1].url}"
+        fetched = [name for name, *_ in server.ranges]
+        again: Dataset = pickle.loads(pickle.dumps(remote))  # noqa: S301
+        assert again[80] == dataset[80]
+        assert [name for name, *_ in server.ranges] == fetched  # the host has its copy
+
+
+@pytest.mark.parametrize("faults", [(), ("503", "cut", "close")])
+def test_remote__index_is_fetched_once_by_many(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]
+) -> None:
+    monkeypatch.setenv("DINOWDS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dinowds.data.fetch, "_PIECE", 1000)
+    path = dataset_path / "samples.parquet"
+    with http_server(dataset_path.parent, faults, every=4) as server:
+        url, barrier = f"{server.url}/{dataset_path.name}/samples.parquet", Barrier(4)
+
+        def fetched(_: int) -> Path:
+            barrier.wait()
+            return fetch(FAST, url, read_manifest(dataset_path).samples_sha256, ".parquet")
+
+        with ThreadPoolExecutor(4) as pool:
+            (found,) = set(pool.map(fetched, range(4)))
+        pieces = [range_[1:] for range_ in server.ranges if range_[0] == path.name and range_[1:] != (0, 1)]
+        size = path.stat().st_size
+        assert set(pieces) == {(start, min(start + 1000, size)) for start in range(0, size, 1000)}
+        assert faults or len(pieces) == len(set(pieces))
+    assert found.read_bytes() == path.read_bytes()
+
+
+def test_remote__index_that_is_not_the_manifest_s(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINOWDS_CACHE", str(tmp_path / "cache"))
+    content = bytearray((copy / "samples.parquet").read_bytes())
+    content[100] ^= 1
+    (copy / "samples.parquet").write_bytes(content)
+    with http_server(copy.parent) as server:
+        with pytest.raises(DatasetError, match=r"samples\.parquet: its sha256 is \w{64}, expected \w{64}; copy"):
+            Dataset.open(f"{server.url}/copy", FAST)
+        assert not list((tmp_path / "cache").rglob("*.parquet*tmp"))
+        (copy / "samples.parquet").unlink()
+        with pytest.raises(DatasetError, match=r"samples\.parquet: no such file, though there is a manifest"):
+            Dataset.open(f"{server.url}/copy", FAST)
+        edit_manifest(copy, {"samples_sha256": "../../etc/passwd"})
+        with pytest.raises(DatasetError, match="expected 64 hex digits"):
+            Dataset.open(f"{server.url}/copy", FAST)
+
+
+def test_remote__that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset_path: Path) -> None:
+    with http_server(tmp_path) as server:
+        for location in (f"{server.url}/nowhere", f"{server.url}/nowhere:a"):
+            with pytest.raises(DatasetError, match=r"/nowhere: no such dataset, or an unfinished one"):
+                Dataset.open(location, FAST)
+    with http_server(tmp_path, faults=("503",), every=1) as server, pytest.raises(StorageError, match="after 3 tries"):
+        Dataset.open(f"{server.url}/nowhere", FAST)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DINOWDS_CACHE", str(tmp_path / "file"))
+    with (
+        http_server(dataset_path.parent) as server,
+        pytest.raises(DatasetError, match=r"file/index: cannot be written .*set DINOWDS_CACHE"),
+    ):
+        Dataset.open(f"{server.url}/{dataset_path.name}", FAST)

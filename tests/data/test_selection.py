@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ GRID = [(shape, density, seed) for shape in range(5) for density in (0.0, 0.01, 
 
 def shard_counts(shape: int, seed: int) -> list[int]:
     random = np.random.default_rng(seed)
-    return [[1], [8] * 9, [513, 511], random.integers(1, 3000, 12).tolist(), random.integers(1, 4, 2000).tolist()][
-        shape
-    ]
+    many: list[int] = random.integers(1, 3000, 12).tolist()
+    small: list[int] = random.integers(1, 4, 2000).tolist()
+    shapes = [[1], [8] * 9, [513, 511], many, small]
+    return shapes[shape]
 
 
 @pytest.mark.parametrize(("shape", "density", "seed"), GRID)
@@ -48,7 +50,8 @@ def test_selection__of_all() -> None:
 
 
 def test_selection__mask_of_another_size() -> None:
-    for mask in (np.zeros(2, np.uint8), np.zeros(1, np.int8), np.zeros((1, 1), np.uint8)):
+    masks: list[Any] = [np.zeros(2, np.uint8), np.zeros(1, np.int8), np.zeros((1, 1), np.uint8)]
+    for mask in masks:
         with pytest.raises(DatasetError, match="does not fit 7 samples"):
             Selection([3, 4], mask)
 

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,21 +314,27 @@ def test_processes__fetch_each_run_once(folder: Path, local: Shards, kept: Cache
         assert Counter(server.ranges) == Counter((f"{run.shard}.tar", run.start, run.stop) for run in local.runs)
 
 
-def _read_with(store: Store, shards: Shards) -> tuple[dict[int, bytes], int]:
-    return read_all(store, shards), store.bytes_read
+def _read_with(store: Store, shards: Shards, answer: Connection) -> None:
+    store.expect(shards.runs)
+    answer.send((read_all(store, shards), store.bytes_read))
 
 
 @FORKS
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes__store_that_was_used_before(folder: Path, local: Shards, kept: CacheOptions, method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
     with http_server(folder) as server:
         store = RemoteStore(local.at(server.url), cache=kept)
         store.expect(local.runs[:3])
         store.read(local.samples[0], local.runs[0])
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            found, num_bytes = pool.apply_async(_read_with, (store, local)).get(timeout=60)
+        here, there = context.Pipe()
+        child = context.Process(target=_read_with, args=(store, local, there))  # pickled by spawn only
+        child.start()
+        assert here.poll(60)
+        found, num_bytes = here.recv()
+        child.join()
         assert found == all_expected(local)
-        assert 0 < num_bytes < run_bytes(local)
+        assert store.bytes_read + num_bytes == run_bytes(local)
         assert read_all(store, local) == all_expected(local)
         store.close()
 
@@ -359,8 +367,9 @@ def test_kill__while_fetching(tmp_path: Path, folder: Path, local: Shards, kept:
         assert list(fetching.iterdir()) != []
     with http_server(folder) as server:
         store = RemoteStore(local.at(server.url), cache=kept)
-        assert read_all(store, local) == all_expected(local)
+        store.read(local.samples[-1], local.runs[-1])
         assert list(fetching.iterdir()) == []
+        assert read_all(store, local) == all_expected(local)
 
 
 @pytest.mark.parametrize("end", ["", "store.close()", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"])

@@ -209,8 +209,7 @@ def test_verify__files_that_the_manifest_does_not_list_are_named(dataset_copy: P
 def add_subset(folder: Path) -> Path:
     """The first 7 of 30 samples as 'few'; the path of its files without their ends."""
     mask = pack_mask(np.arange(30) < 7)
-    content = {"name": "few", "definition": {}, "samples": 7, "slides": 0, "cohorts": {"source": 7}}
-    subset = Subset(**content, samples_sha256=read_manifest(folder).samples_sha256, file_sha256="")
+    subset = Subset("few", {}, 7, 0, {"source": 7}, read_manifest(folder).samples_sha256, file_sha256="")
     assert write_subset(str(folder), subset, mask, RemoteFiles())
     stem = folder / "subsets" / "few"
     note(stem, file_sha256=hashlib.sha256(stem.with_suffix(".npy").read_bytes()).hexdigest())
@@ -253,10 +252,10 @@ def test_verify__subsets_are_compared_with_their_dataset_and_their_masks(dataset
     assert "is not a subset of dinowds" in problem()
 
 
-def upload(folder: Path, url: str) -> None:
+def upload(files: RemoteFiles, folder: Path, url: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            RemoteFiles().upload(path, f"{url}/{path.relative_to(folder)}")
+            files.upload(path, f"{url}/{path.relative_to(folder)}")
 
 
 @pytest.mark.parametrize("block", [700, 8 << 20])
@@ -266,8 +265,8 @@ def test_verify__remote_dataset_as_a_local_one(
     """Blocks are smaller than samples and than reads, or larger than shards."""
     monkeypatch.setattr(sequential, "_BLOCK", block)
     add_subset(dataset_copy)
-    url = f"{s3.url}/deep/data"
-    upload(dataset_copy, url)
+    url, files = f"{s3.url}/deep/data", RemoteFiles()
+    upload(files, dataset_copy, url)
     seen: list[tuple[int, int]] = []
     assert verify_dataset(url, lambda done, total: seen.append((done, total))) == []
     assert seen[-1] == 2 * (read_manifest(url).num_bytes,)
@@ -276,15 +275,16 @@ def test_verify__remote_dataset_as_a_local_one(
     os.truncate(dataset_copy / "shards" / "out-000002.tar", 5000)
     (dataset_copy / "shards" / "more.tar").write_bytes(b"")
     change_byte(dataset_copy / "subsets" / "few.npy", -1)
-    upload(dataset_copy, url)
-    assert verify_dataset(url) == verify_dataset(dataset_copy)
-    assert len({damage.shard for damage in verify_dataset(url)}) == 4
-    RemoteFiles().remove(f"{url}/shards/out-000000.tar")
-    RemoteFiles().remove(f"{url}/samples.parquet")
+    upload(files, dataset_copy, url)
+    damages = verify_dataset(url)
+    assert damages == verify_dataset(dataset_copy)
+    assert len({damage.shard for damage in damages}) == 4
+    files.remove(f"{url}/shards/out-000000.tar")
+    files.remove(f"{url}/samples.parquet")
     problems = {damage.shard: damage.problem for damage in verify_dataset(url) if damage.key is None}
     assert "cannot be read" in problems["shards/out-000000.tar"]
     assert "cannot be read" in problems["samples.parquet"]
-    RemoteFiles().remove(f"{url}/manifest.json")
+    files.remove(f"{url}/manifest.json")
     with pytest.raises(DatasetError, match=r"no such dataset, or an unfinished one"):
         verify_dataset(url)
 

@@ -36,6 +36,8 @@ CONDITIONS = [
     "label_name != 'stroma'",
     "label_name in ['fat', 'mucus'] or label_name is None",
     "width == height",
+    "x == y",
+    "x != y or slide == slide",
     "width < height <= 200",
     "100 < width",
     "offset >= 549755813888.5",

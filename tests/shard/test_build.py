@@ -114,7 +114,7 @@ def test_build__without_shuffle_samples_stay_in_the_order_of_their_sources(tmp_p
     rows = pq.read_table(out / "samples.parquet", columns=["source", "source_name", "shard"]).to_pylist()
     assert [(row["source"], row["source_name"]) for row in rows] == names
     assert [row["shard"] for row in rows] == [index // 7 for index in range(33)]
-    build_partly(sources, tmp_path / "partly", NAMED, 7)
+    build_partly(sources, tmp_path / "partly", NAMED, 14)
     with pytest.raises(OutputError, match="--no-shuffle was False, now True"):
         build_dataset(sources, tmp_path / "partly", options)
 

@@ -1,0 +1,63 @@
+"""However a program with loader processes ends, nothing of it stays: no process, no shared memory."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import wait_until_gone
+
+SCRIPT = """
+import sys
+from dinowds.data import Dataset, Loader, Order
+if __name__ == "__main__":
+    loader = Loader(Dataset.open(sys.argv[1]), Order(12), num_workers=2, start_method=sys.argv[2])
+    for batch in loader:
+        if batch.step == 3:
+            print("running", flush=True)
+        if batch.step == 5 and sys.argv[3] == "break":
+            break
+    print("over", flush=True)
+"""
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("*")}
+
+
+@pytest.mark.parametrize(
+    ("start_method", "end"),
+    [
+        *(("forkserver", end) for end in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None)),
+        ("spawn", signal.SIGINT),
+        ("fork", signal.SIGINT),
+        ("fork", signal.SIGKILL),
+    ],
+)
+def test_program__leaves_nothing(
+    dataset_path: Path, tmp_path: Path, start_method: str, end: signal.Signals | None
+) -> None:
+    script = tmp_path / f"script_of_{start_method}_{end}.py"
+    script.write_text(SCRIPT)
+    before = shared_memory()
+    arguments = [str(dataset_path), start_method, "break" if end is None else "endless"]
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "running\n"
+        if end is not None:
+            program.send_signal(end)
+        program.wait(timeout=15)
+        if end is None:
+            assert program.returncode == 0
+            assert program.stdout.read() == "over\n"
+    wait_until_gone(script.name)
+    assert {name for name in shared_memory() - before if name.startswith("torch")} == set()
