@@ -19,7 +19,8 @@ app = typer.Typer(help="Pretrain a Vision Transformer with DINO.", no_args_is_he
 @app.command()
 def patch(
     data: Annotated[
-        str, typer.Option(metavar="DATASET[:SUBSET]", help="Folder or URL that 'dinowds shard' wrote.", show_default=False)
+        str,
+        typer.Option(metavar="DATASET[:SUBSET]", help="Folder or URL that 'dinowds shard' wrote.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="Run folder. The same command on it goes on.", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="YAML file; configs/patch.yaml shows all keys.")] = None,

@@ -120,8 +120,8 @@ class DataConfig:
     """Chunks of each partition that are mixed together; null for 32 · batch_size over all partitions, at which even
     slide-sorted shards give batches whose slides are within 2 % as many as a uniform draw's."""
     partitions: int | None = None
-    """Streams that every global batch draws from, so that each host reads only its own; null for 1 where the dataset fits
-    into one window, else the largest divisor of batch_size up to 64. Their number costs one machine nothing."""
+    """Streams that every global batch draws from, so that each host reads only its own; null for 1 where the dataset
+    fits into one window, else the largest divisor of batch_size up to 64. Their number costs one machine nothing."""
     max_per_slide: int | None = None
     """Most samples of one slide in a global batch; null for any number."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -133,8 +133,8 @@ class DataConfig:
     read_ahead: int = 2
     """Batches of each loader process whose chunks are asked for before they are needed."""
     cache_dir: str | None = None
-    """Folder on a local disk for chunks of remote shards, shared by the processes of a host; null for $DINOWDS_CACHE, else
-    $SLURM_TMPDIR/dinowds, else ~/.cache/dinowds."""
+    """Folder on a local disk for chunks of remote shards, shared by the processes of a host; null for $DINOWDS_CACHE,
+    else $SLURM_TMPDIR/dinowds, else ~/.cache/dinowds."""
     cache_gib: float = 32.0
     """Largest size of these chunks, GiB. The open windows should fit: 32 · batch_size chunks."""
 

@@ -21,9 +21,9 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def cache_folder() -> Path:
-    """Where this host keeps what it can get again: $DINOWDS_CACHE, the job's own disk ($SLURM_TMPDIR), or the user's cache.
+    """Where this host keeps what it can get again; the folder may not exist yet.
 
-    The folder may not exist yet.
+    $DINOWDS_CACHE, else the job's own disk ($SLURM_TMPDIR), else the user's cache.
     """
     if own := os.environ.get("DINOWDS_CACHE"):
         return Path(own)

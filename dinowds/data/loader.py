@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import FrameType
@@ -236,6 +237,9 @@ def load(
             f"a loader process died ({reason}); if memory ran out, lower speed.num_workers or speed.prefetch_factor, "
             "or give the job more memory and /dev/shm"
         ) from None
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # a traceback that is kept would keep the iterator
+        raise
     finally:
         items.clear()
         atexit.unregister(items.clear)

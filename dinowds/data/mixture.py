@@ -73,7 +73,7 @@ class WeightedPlan(Plan):
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
         cycles, rows = np.divmod(np.asarray(steps, dtype=np.int64), self._cycle)
         groups = self._groups[rows]
-        numbers: Ids = self._ranks[rows] + cycles[:, None] * self._counts[groups]
+        numbers = np.asarray(self._ranks[rows] + cycles[:, None] * self._counts[groups], dtype=np.int64)
         order = np.argsort(self._rank_keys(groups, numbers), axis=1, kind="stable")[:, start:stop]
         groups, numbers = np.take_along_axis(groups, order, 1), np.take_along_axis(numbers, order, 1)
         visits, places = np.divmod(numbers, self._lengths[groups])
@@ -102,7 +102,7 @@ class WeightedPlan(Plan):
         """By which the places of a batch are ordered: draws of the same partition lie together, so that each host reads
         most of its own partitions alone. Draws of a cohort with one partition are spread over the batch.
         """
-        keys: NDArray[np.float64] = numbers * _GOLDEN % 1
+        keys = np.asarray(numbers * _GOLDEN % 1, dtype=np.float64)
         for group, (partitions, _) in enumerate(self._layouts):
             if partitions > 1:
                 mine = groups == group

@@ -1,9 +1,9 @@
 """Permutations that are computed place by place, so that they take no memory and no time to set up.
 
 A Feistel network shuffles the 2^b ≥ n numbers of b bits; one that lands outside 0 … n − 1 is sent through again until
-it lands inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). 24 rounds, as Mitchell
-et al., "Bandwidth-optimal random shuffling for GPUs" (2022), found good for small n too. Only integer arithmetic and
-`SeedSequence` are used: the numbers are the same with every version of numpy.
+it lands inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). 24 rounds, as
+Mitchell et al., "Bandwidth-optimal random shuffling for GPUs" (2022), found good for small n too. Only integer
+arithmetic and `SeedSequence` are used: the numbers are the same with every version of numpy.
 """
 
 from __future__ import annotations

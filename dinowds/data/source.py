@@ -82,8 +82,9 @@ def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) ->
     needed = pool * manifest.num_bytes / manifest.num_samples / min(num_hosts, order.partitions)
     if needed > max_bytes:
         raise ConfigError(
-            f"data.cache_gib is {max_bytes / 2**30:.3g}, but the chunks that are open at once take {needed / 2**30:.3g} GiB "
-            f"on each host; raise it to at least {needed * 1.2 / 2**30:.2g}, or lower data.window_chunks"
+            f"data.cache_gib is {max_bytes / 2**30:.3g}, but the chunks that are open at once take "
+            f"{needed / 2**30:.3g} GiB on each host; raise it to {needed * 1.2 / 2**30:.2g} or more, or lower "
+            "data.window_chunks"
         )
 
 

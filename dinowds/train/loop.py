@@ -58,8 +58,9 @@ class Outcome:
 def train(
     data: Path | str, out: Path, config: PatchConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
 ) -> Outcome:
-    """Pretrain on `data` (DATASET[:SUBSET], a folder or a URL) in run folder `out`; goes on where an earlier call with the same arguments stopped.
+    """Pretrain in run folder `out`; goes on where an earlier call with the same arguments stopped.
 
+    `data` is DATASET or DATASET:SUBSET, a folder or a URL.
     Which rank this is comes from the environment (`World.from_environment`). On SIGINT, SIGTERM or SIGUSR1 the step in
     hand is finished and saved.
 

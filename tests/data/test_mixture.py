@@ -15,7 +15,7 @@ from dinowds.errors import ConfigError
 COUNTS = [97, 3, 250, 1, 0, 249] * 5
 NUM = sum(COUNTS)
 COHORT_OF = np.random.default_rng(0).choice(3, NUM, p=[0.7, 0.25, 0.05])
-COHORTS = {name: Selection(COUNTS, pack_mask(i == COHORT_OF)) for i, name in enumerate("abc")}
+COHORTS = {name: Selection(COUNTS, pack_mask(np.equal(COHORT_OF, i))) for i, name in enumerate("abc")}
 WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0}
 ORDERS = [
     Order(batch, 1, chunk, window, partitions, weights=WEIGHTS)
