@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from common import append_result, machine
 
-from dinowds.data.plan import EpochPlan, Order
-from dinowds.data.selection import Selection
+from dinowds.data.order.plan import EpochPlan, Order
+from dinowds.data.subsets.selection import Selection
 
 PACKAGES = ("numpy",)
 BATCH = 256

@@ -24,7 +24,7 @@ from .shared import print_json
 
 if TYPE_CHECKING:
     from dinowds.data.dataset import Dataset
-    from dinowds.data.plan import Plan
+    from dinowds.data.order.plan import Plan
 
 _MAX_STEP = 10**9
 _RANGE = re.compile(r"(\d+)(?:\.\.(\d+))?")
@@ -69,7 +69,7 @@ def order(
     _check_options({"--batches": batches, "--exposure": exposure, "--quality": quality}, epoch, world, until_step)
     opened, plan = _open(dataset, config, overrides or [])
     if exposure:
-        from dinowds.data.exposure import count_exposure
+        from dinowds.data.order.exposure import count_exposure
 
         with _progress("counting draws") as report:
             counted = count_exposure(opened, plan, until_step or 0, report)
@@ -78,7 +78,7 @@ def order(
         else:
             show_exposure(counted, opened, plan)
     elif quality:
-        from dinowds.data.quality import measure_quality
+        from dinowds.data.order.quality import measure_quality
 
         with _progress("drawing batches") as report:
             measured = measure_quality(opened, plan, epoch or 0, report)

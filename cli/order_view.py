@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dinowds.data.dataset import Dataset
-    from dinowds.data.exposure import Exposure
-    from dinowds.data.listing import Named
-    from dinowds.data.plan import Plan
-    from dinowds.data.quality import Quality
+    from dinowds.data.order.exposure import Exposure
+    from dinowds.data.order.listing import Named
+    from dinowds.data.order.plan import Plan
+    from dinowds.data.order.quality import Quality
 
 _MAX_ROWS = 12
 _WELL_MIXED = 0.98
@@ -64,7 +64,7 @@ def show_batches(dataset: Dataset, plan: Plan, steps: range, ranks: Sequence[int
 
 
 def _named_batches(dataset: Dataset, plan: Plan, steps: range) -> Iterator[tuple[int, list[Named]]]:
-    from dinowds.data.listing import Listing
+    from dinowds.data.order.listing import Listing
 
     listing = Listing(dataset)
     for start in range(0, len(steps), _AT_ONCE):

@@ -12,7 +12,7 @@ from .tables import make_table
 
 if TYPE_CHECKING:
     from dinowds.data.dataset import Dataset
-    from dinowds.data.subset import Subset
+    from dinowds.data.subsets.subset import Subset
 
 
 def subset(
@@ -54,8 +54,8 @@ def subset(
         if list_all:
             _print_list(opened, as_json)
             return
-        from dinowds.data.choose import SubsetOptions, choose_subset
-        from dinowds.data.subset import write_subset
+        from dinowds.data.subsets.choose import SubsetOptions, choose_subset
+        from dinowds.data.subsets.subset import write_subset
 
         assert name is not None
         options = SubsetOptions(keep, remove, where, slides, max_per_slide, fraction, seed)
@@ -85,7 +85,7 @@ def _print_subset(dataset: Dataset, made: Subset, as_json: bool) -> None:
 
 
 def _print_list(dataset: Dataset, as_json: bool) -> None:
-    from dinowds.data.subset import describe, list_subsets, read_subset
+    from dinowds.data.subsets.subset import describe, list_subsets, read_subset
     from dinowds.errors import DatasetError
 
     found: list[Subset] = []

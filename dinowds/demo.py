@@ -25,7 +25,7 @@ from dinowds.config import PatchConfig
 from dinowds.data.dataset import Dataset
 from dinowds.data.decode import decode_image
 from dinowds.data.manifest import MANIFEST_NAME
-from dinowds.data.store import LocalStore
+from dinowds.data.store.store import LocalStore
 from dinowds.embed.features import image_features
 from dinowds.errors import ConfigError
 from dinowds.eval.knn import knn_accuracy

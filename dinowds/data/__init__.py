@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dinowds.data.dataset import Dataset
     from dinowds.data.loader import Loader
-    from dinowds.data.plan import Order
+    from dinowds.data.order.plan import Order
     from dinowds.data.source import PlanSource, make_plan
     from dinowds.world import World
 
@@ -16,7 +16,7 @@ __all__ = ["Dataset", "Loader", "Order", "PlanSource", "World", "make_plan"]
 _HOMES = {
     "Dataset": "dinowds.data.dataset",
     "Loader": "dinowds.data.loader",
-    "Order": "dinowds.data.plan",
+    "Order": "dinowds.data.order.plan",
     "PlanSource": "dinowds.data.source",
     "World": "dinowds.world",
     "make_plan": "dinowds.data.source",

@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dinowds.data.fetch import fetch
-from dinowds.data.index import Index
+from dinowds.data.index.lookup import Index
+from dinowds.data.index.shardrows import ShardRows
 from dinowds.data.location import join_url, split_location
 from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, Manifest, read_manifest
-from dinowds.data.selection import Ids, Mask, Selection, pack_mask
-from dinowds.data.shardrows import ShardRows
-from dinowds.data.subset import Subset, load_mask, read_subset
+from dinowds.data.store.fetch import fetch
+from dinowds.data.subsets.selection import Ids, Mask, Selection, pack_mask
+from dinowds.data.subsets.subset import Subset, load_mask, read_subset
 from dinowds.errors import DatasetError
-from dinowds.remote import RemoteFiles, is_remote
+from dinowds.remote.files import RemoteFiles, is_remote
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from dinowds.data.manifest import MANIFEST_NAME
-from dinowds.remote import RemoteFiles, is_remote
+from dinowds.remote.files import RemoteFiles, is_remote
 
 _SUBSET = re.compile(r"(?P<place>.+):(?P<subset>[A-Za-z0-9_][A-Za-z0-9_.-]*)", re.DOTALL)
 _FILE_URL = re.compile(r"file://", re.IGNORECASE)

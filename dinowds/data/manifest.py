@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dinowds.errors import DatasetError
 from dinowds.files import write_atomic
-from dinowds.remote import RemoteFiles, is_remote
+from dinowds.remote.files import RemoteFiles, is_remote
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

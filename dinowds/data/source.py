@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dinowds.data.cache import CacheOptions
 from dinowds.data.dataset import Dataset, Sample
 from dinowds.data.decode import decode_image
-from dinowds.data.mixture import WeightedPlan
-from dinowds.data.plan import EpochPlan, Order, Plan
-from dinowds.data.runs import Runs, run_of
-from dinowds.data.spread import CappedPlan
-from dinowds.data.store import Run, Store, open_store
+from dinowds.data.order.mixture import WeightedPlan
+from dinowds.data.order.plan import EpochPlan, Order, Plan
+from dinowds.data.order.spread import CappedPlan
+from dinowds.data.store.cache import CacheOptions
+from dinowds.data.store.runs import Runs, run_of
+from dinowds.data.store.store import Run, Store, open_store
 from dinowds.errors import ConfigError, DatasetError, SampleError
-from dinowds.remote import is_remote
+from dinowds.remote.files import is_remote
 from dinowds.world import World
 
 READ_AHEAD = 2

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dinowds.data.dataset import Dataset
+from dinowds.data.index.rowgroups import open_samples, read_rows
 from dinowds.data.manifest import SAMPLES_NAME
-from dinowds.data.rowgroups import open_samples, read_rows
 
 __all__ = ["Summary", "open_index", "read_rows", "summarize"]
 

@@ -27,12 +27,12 @@ from dinowds.data.manifest import (
     Shard,
     read_manifest,
 )
-from dinowds.data.sequential import DatasetFiles, HashingReader
-from dinowds.data.subset import Subset, read_subset
+from dinowds.data.store.sequential import DatasetFiles, HashingReader
+from dinowds.data.subsets.subset import Subset, read_subset
 from dinowds.data.summary import open_index, read_rows
 from dinowds.errors import DatasetError
 from dinowds.files import cache_folder
-from dinowds.remote import is_remote
+from dinowds.remote.files import is_remote
 
 
 @dataclass(frozen=True)

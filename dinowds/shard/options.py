@@ -15,7 +15,7 @@ from dinowds.data.location import split_subset
 from dinowds.data.manifest import FORMAT_VERSION
 from dinowds.errors import ConfigError
 from dinowds.files import cache_folder
-from dinowds.remote import is_remote
+from dinowds.remote.files import is_remote
 
 from .local_output import LocalOutput
 from .output import Output

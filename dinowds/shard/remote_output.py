@@ -32,7 +32,7 @@ from dinowds.data.manifest import (
     Manifest,
 )
 from dinowds.errors import OutputError, StorageError
-from dinowds.remote import RemoteFiles
+from dinowds.remote.files import RemoteFiles
 
 from .local_output import STATE_NAME, read_json, size_of
 from .output import Found, Notes, foreign_name, listed_shards, shard_stem, tar_path

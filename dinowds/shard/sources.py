@@ -14,7 +14,7 @@ from typing import Literal
 import xxhash
 
 from dinowds.errors import SourceError
-from dinowds.remote import is_remote
+from dinowds.remote.files import is_remote
 
 from .listing import NOT_AN_IMAGE_NAME, Collector, Listing
 from .records import decode_name

@@ -14,12 +14,12 @@ import torch
 from dinowds.config import PatchConfig, to_dict
 from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
-from dinowds.data.cache import CacheOptions
 from dinowds.data.dataset import Dataset
-from dinowds.data.exposure import check_cap
 from dinowds.data.loader import load
-from dinowds.data.plan import Order, Plan
+from dinowds.data.order.exposure import check_cap
+from dinowds.data.order.plan import Order, Plan
 from dinowds.data.source import PlanSource, check_cache, make_plan, stream
+from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train import dist

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import dinowds.data.fetch
+import dinowds.data.store.fetch
 from dinowds.data.dataset import Dataset
-from dinowds.data.fetch import fetch
 from dinowds.data.manifest import UNFINISHED_NAME, Manifest, read_manifest
-from dinowds.data.store import LocalStore
+from dinowds.data.store.fetch import fetch
+from dinowds.data.store.store import LocalStore
 from dinowds.errors import DatasetError, SampleError, StorageError
-from dinowds.remote import RemoteFiles, RetryOptions
+from dinowds.remote.files import RemoteFiles, RetryOptions
 from tests.data.indexes import cut, random_rows, write_index
 from tests.servers import Fault, http_server
 from tests.support import jpeg_patch
@@ -203,7 +203,7 @@ def test_remote__index_is_fetched_once_by_many(
     dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]
 ) -> None:
     monkeypatch.setenv("DINOWDS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(dinowds.data.fetch, "_PIECE", 1000)
+    monkeypatch.setattr(dinowds.data.store.fetch, "_PIECE", 1000)
     path = dataset_path / "samples.parquet"
     with http_server(dataset_path.parent, faults, every=4) as server:
         url, barrier = f"{server.url}/{dataset_path.name}/samples.parquet", Barrier(4)

@@ -22,7 +22,7 @@ from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import StartMethod, load
-from dinowds.data.plan import Order
+from dinowds.data.order.plan import Order
 from dinowds.data.source import PlanSource, make_plan, stream
 from dinowds.errors import ConfigError, DatasetError
 from dinowds.world import World

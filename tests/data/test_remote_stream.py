@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dinowds.data.cache import CacheOptions
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import Loader, Samples
-from dinowds.data.plan import Order
+from dinowds.data.order.plan import Order
 from dinowds.data.source import PlanSource, make_plan
+from dinowds.data.store.cache import CacheOptions
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.world import World
 from tests.servers import HttpServer, http_server

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 import dinowds.data.summary
-from dinowds.data.choose import SubsetOptions, choose_subset
 from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import read_manifest
-from dinowds.data.subset import write_subset
+from dinowds.data.subsets.choose import SubsetOptions, choose_subset
+from dinowds.data.subsets.subset import write_subset
 from dinowds.data.summary import summarize
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import DatasetError

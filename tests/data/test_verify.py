@@ -19,11 +19,11 @@ from PIL import Image
 
 from dinowds.data import sequential
 from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
-from dinowds.data.selection import pack_mask
-from dinowds.data.subset import Subset, write_subset
+from dinowds.data.subsets.selection import pack_mask
+from dinowds.data.subsets.subset import Subset, write_subset
 from dinowds.data.verify import Damage, verify_dataset
 from dinowds.errors import DatasetError, StorageError
-from dinowds.remote import RemoteFiles
+from dinowds.remote.files import RemoteFiles
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.servers import S3Server, http_server
 

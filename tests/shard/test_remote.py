@@ -17,7 +17,7 @@ import pytest
 
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, OutputError, SourceError, StorageError
-from dinowds.remote import RemoteFiles
+from dinowds.remote.files import RemoteFiles
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset, plan_dataset
 from tests.servers import S3Server
 

@@ -1,0 +1,1 @@
+"""Look-ups in samples.parquet."""

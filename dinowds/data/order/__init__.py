@@ -1,0 +1,1 @@
+"""Which samples are in which global batch, and what follows from that."""

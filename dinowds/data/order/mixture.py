@@ -1,0 +1,181 @@
+"""Cohorts drawn in given proportions, each with passes of its own.
+
+A cohort's draws are numbered through the whole run: draw j is place j mod N of its pass ⌊j / N⌋, so that each of its N
+samples is drawn before any is drawn twice. A cycle of batches has whole numbers of draws of every cohort, spread evenly
+over it; which draws a batch has is arithmetic.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinowds.data.order.passes import Chunks, Pass, partition_edges
+from dinowds.data.order.plan import PASS, Draws, Ids, Order, Plan, Seen, steps_per_epoch
+from dinowds.data.subsets.selection import Selection
+from dinowds.errors import ConfigError
+
+_CYCLE_DRAWS = 1 << 14  # proportions are exact to half of 1 in this many
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+class WeightedPlan(Plan):
+    """An epoch is as long as one that draws each sample of the weighted cohorts once."""
+
+    def __init__(self, cohorts: Mapping[str, Selection], order: Order) -> None:
+        """
+        Args:
+            cohorts: the selected samples of each cohort of the dataset, in the manifest's order.
+
+        Raises:
+            ConfigError: a weight that cannot be, or fewer samples than one global batch.
+        """
+        weights = checked_weights(cohorts, order.weights)
+        names = [name for name in cohorts if name in weights]
+        shares = {name: weights[name] for name in names}
+        self.selections = [cohorts[name] for name in names]
+        self._numbers = [list(cohorts).index(name) for name in names]
+        self._chunks = [Chunks(selection.counts, order.chunk_size) for selection in self.selections]
+        self.order = order.resolved(sum(len(chunks) for chunks in self._chunks))
+        self.steps_per_epoch = steps_per_epoch(sum(map(len, self.selections)), order.batch_size)
+        self._lengths = np.array([len(selection) for selection in self.selections], dtype=np.int64)
+        self._cycle = -(-_CYCLE_DRAWS // order.batch_size)
+        self._counts = apportion(np.array([*shares.values()]), self._cycle * order.batch_size)
+        for name, count in zip(names, self._counts, strict=True):
+            if count == 0:
+                raise ConfigError(
+                    f"data.weights: {name} is {order.weights[name]}, less than 1 in {_CYCLE_DRAWS} of all; "
+                    "raise it, or leave the cohort out with a weight of 0"
+                )
+        groups = interleave(self._counts)
+        ranks = np.empty_like(groups)
+        for group, count in enumerate(self._counts):
+            ranks[groups == group] = np.arange(count)
+        self._groups, self._ranks = (array.reshape(self._cycle, order.batch_size) for array in (groups, ranks))
+        self._layouts = [
+            self._layout(len(chunks), share) for chunks, share in zip(self._chunks, shares.values(), strict=True)
+        ]
+        self._passes: OrderedDict[tuple[int, int], Pass] = OrderedDict()
+
+    def _layout(self, num_chunks: int, share: float) -> tuple[int, int]:
+        """Partitions and window of a cohort. It has its share of the pool, and one window where it fits into that."""
+        assert self.order.partitions is not None
+        assert self.order.window_chunks is not None
+        pool = max(1, round(share * self.order.partitions * self.order.window_chunks))
+        partitions = 1 if num_chunks <= pool else self.order.partitions
+        return partitions, -(-pool // partitions)
+
+    def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
+        cycles, rows = np.divmod(np.asarray(steps, dtype=np.int64), self._cycle)
+        groups = self._groups[rows]
+        numbers = np.asarray(self._ranks[rows] + cycles[:, None] * self._counts[groups], dtype=np.int64)
+        order = np.argsort(self._rank_keys(groups, numbers), axis=1, kind="stable")[:, start:stop]
+        groups, numbers = np.take_along_axis(groups, order, 1), np.take_along_axis(numbers, order, 1)
+        visits, places = np.divmod(numbers, self._lengths[groups])
+        draws = Draws(np.empty_like(groups), visits, groups, np.empty_like(groups), np.empty_like(groups))
+        for group, visit in sorted({*zip(groups.ravel().tolist(), visits.ravel().tolist(), strict=True)}):
+            mine = (groups == group) & (visits == visit)
+            this = self._pass(group, visit)
+            spots = this.at(np.add(*_deal(places[mine], this.edges)))
+            draws.ids[mine] = self.selections[group].ids(spots.places)
+            draws.chunk_first[mine], draws.chunk_count[mine] = spots.chunk_first, spots.chunk_count
+        return draws
+
+    def seen(self, until_step: int) -> Seen:
+        cycles, row = divmod(until_step, self._cycle)
+        numbers = cycles * self._counts + np.bincount(self._groups[:row].ravel(), minlength=len(self._counts))
+        visits, places = np.divmod(numbers, self._lengths)
+        return Seen(visits.tolist(), self._pieces(visits.tolist(), places.tolist()))
+
+    def _pieces(self, visits: list[int], places: list[int]) -> Iterator[tuple[Ids, int]]:
+        for group, (visit, drawn) in enumerate(zip(visits, places, strict=True)):
+            this = self._pass(group, visit)
+            for piece in this.heads(_dealt(drawn, np.diff(this.edges))):
+                yield self.selections[group].ids(piece), 1
+
+    def _rank_keys(self, groups: Ids, numbers: Ids) -> NDArray[np.float64]:
+        """By which the places of a batch are ordered: draws of the same partition lie together, so that each host reads
+        most of its own partitions alone. Draws of a cohort with one partition are spread over the batch.
+        """
+        keys = np.asarray(numbers * _GOLDEN % 1, dtype=np.float64)
+        for group, (partitions, _) in enumerate(self._layouts):
+            if partitions > 1:
+                mine = groups == group
+                edges = partition_edges(int(self._lengths[group]), partitions)
+                starts, _ = _deal(numbers[mine] % self._lengths[group], edges)
+                keys[mine] = (np.searchsorted(edges, starts, side="right") - 0.5) / partitions
+        return keys
+
+    def _pass(self, group: int, visit: int) -> Pass:
+        if (group, visit) not in self._passes:
+            length, (partitions, window) = int(self._lengths[group]), self._layouts[group]
+            key = (PASS, visit, self._numbers[group])
+            self._passes[group, visit] = Pass(self._chunks[group], length, partitions, window, self.order.seed, *key)
+            while len(self._passes) > 2 * len(self.selections):
+                self._passes.popitem(last=False)
+        self._passes.move_to_end((group, visit))
+        return self._passes[group, visit]
+
+
+def _deal(places: Ids, edges: Ids) -> tuple[Ids, Ids]:
+    """Deal the places 0 … N − 1 of a pass to its partitions in turn: (where its partition begins, place in it).
+
+    Partitions differ by at most one place; the last round deals to the longer ones alone.
+    """
+    lengths = np.diff(edges)
+    rounds, partition = np.divmod(places, len(lengths))
+    longer = np.flatnonzero(lengths > lengths.min())
+    last = rounds == lengths.min()
+    partition[last] = longer[partition[last]]
+    return edges[partition], rounds
+
+
+def _dealt(drawn: int, lengths: Ids) -> Ids:
+    """How many of the first `drawn` places of a pass went to each partition."""
+    rounds, more = divmod(drawn, len(lengths))
+    dealt: Ids = np.minimum(lengths, rounds)
+    dealt[np.flatnonzero(lengths > rounds)[:more]] += 1
+    return dealt
+
+
+def checked_weights(cohorts: Collection[str], weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights above 0, scaled to a sum of 1.
+
+    Raises:
+        ConfigError: a cohort that does not exist or has no weight, a negative weight, or no weight above 0.
+    """
+    for name, weight in weights.items():
+        if name not in cohorts:
+            near = difflib.get_close_matches(name, cohorts, n=1)
+            raise ConfigError(
+                f"data.weights: the dataset has no cohort {name!r}; "
+                + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cohorts)}")
+            )
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"data.weights: {name} is {weight}, expected 0 or more")
+    if missing := [name for name in cohorts if name not in weights]:
+        raise ConfigError(f"data.weights: cohort {missing[0]!r} has none; give each cohort a weight, 0 to leave it out")
+    total = sum(weights.values())
+    if total <= 0:
+        raise ConfigError("data.weights: all are 0; give at least one cohort a weight above 0")
+    return {name: weight / total for name, weight in weights.items() if weight > 0}
+
+
+def apportion(shares: NDArray[np.float64], total: int) -> Ids:
+    """Whole numbers in the proportions of `shares` (of sum 1) that add up to `total`: by largest remainders."""
+    counts = np.floor(shares * total).astype(np.int64)
+    order = np.argsort(counts - shares * total, kind="stable")
+    counts[order[: total - int(counts.sum())]] += 1
+    return counts
+
+
+def interleave(counts: Ids) -> Ids:
+    """int64 [sum of counts]: each group as often as it counts, as evenly spread as can be."""
+    groups = np.repeat(np.arange(len(counts)), counts)
+    when = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.tolist()])
+    return groups[np.argsort(when, kind="stable")]

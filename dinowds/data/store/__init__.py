@@ -1,0 +1,1 @@
+"""Payloads of samples, from local and remote shards."""

@@ -1,0 +1,275 @@
+"""Remote files: read and written whole, again and again, or a clear error.
+
+Filesystems are fsspec's. Its asynchronous ones do not outlive a fork, so they are made when they are first used in a
+process. All retrying is done here, so that an error can say how often it was tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dinowds.errors import StorageError
+from dinowds.remote.faults import RangeIgnored, ShortBody, is_transient, status_of, words
+from dinowds.remote.ranged import read_range, size_of
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HTTP = ("http", "https")
+_ONE_FOR_ALL_HOSTS = (*_HTTP, "s3", "s3a", "gs", "gcs", "memory")
+_PACKAGES = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+} | dict.fromkeys(_HTTP, ("aiohttp and requests", "http"))
+
+T = TypeVar("T")
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` is read over the network ('s3://…', 'https://…', 'memory://…'); not a local path or 'file://…'."""
+    scheme = _SCHEME.match(url)
+    return scheme is not None and scheme[1].lower() not in ("file", "local")
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """There is no such remote file."""
+
+
+class ShortFileError(StorageError):
+    """The file ends before the range that was asked for does."""
+
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """How long to go on. Seconds; waits double from the first to the longest and are cut at random to half or more."""
+
+    tries: int = 6
+    first_wait_s: float = 0.2
+    longest_wait_s: float = 10.0
+    timeout_s: float = 30.0
+    """Of one try; on top of it comes the time of its bytes at the slowest rate."""
+    slowest_bytes_per_s: float = 2.0**18
+
+
+class RemoteFiles:
+    """Reads and writes remote files. Safe to share between threads, to pickle and to carry over a fork.
+
+    Every method raises `StorageError`, after all tries or at once where trying again cannot help; and
+    `MissingFileError`, which is a FileNotFoundError too, where there is no such file. A range that is not all in the
+    file is a `ShortFileError`.
+    """
+
+    def __init__(self, options: RetryOptions = RetryOptions()) -> None:
+        self._options = options
+        self._filesystems: dict[tuple[int, str, bool], Any] = {}
+
+    def __reduce__(self) -> tuple[type[RemoteFiles], tuple[RetryOptions]]:
+        return (RemoteFiles, (self._options,))
+
+    def read(self, url: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of a file, exactly; to its end where `stop` is None (asks for its size first)."""
+        if stop is None:
+            stop = self.size(url)
+        if stop <= start:
+            return b""
+        what = f"{_shown(url)} [{start}, {stop})"
+
+        def attempt() -> bytes:
+            return self._read_once(url, what, start, stop)
+
+        return self._retried(what, "read", attempt)
+
+    def size(self, url: str) -> int:
+        """Bytes of a file."""
+        return self._retried(_shown(url), "read", lambda: self._size_once(url))
+
+    def exists(self, url: str) -> bool:
+        """Whether there is such a file. A "folder" of an object store is none."""
+        try:
+            self.size(url)
+        except MissingFileError:
+            return False
+        return True
+
+    def names(self, url: str) -> list[str]:
+        """Sorted names of what lies directly in a "folder"; empty where nothing does."""
+        folder = url.rstrip("/") + "/"
+
+        def attempt() -> list[str]:
+            filesystem, path = self._filesystem(folder if _scheme(url) in _HTTP else url)
+            try:
+                found: list[str] = self._call(filesystem, "ls", path, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return found
+
+        paths = self._retried(_shown(folder), "listed", attempt)
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {""})
+
+    def upload(self, path: Path, url: str) -> None:
+        """Write a whole file, in parts where it is big; its size is checked afterwards. Replaces what is there."""
+        num_bytes = path.stat().st_size
+
+        def attempt() -> None:
+            filesystem, target = self._filesystem(url, patient=True)
+            self._call(filesystem, "put_file", str(path), target, num_bytes=num_bytes)
+            if (found := self._size_once(url)) != num_bytes:
+                raise ShortBody(f"{found} of {num_bytes} bytes arrived")
+
+        self._written(url, attempt)
+
+    def write(self, url: str, content: bytes) -> None:
+        """Write a whole file. Replaces what is there."""
+
+        def attempt() -> None:
+            filesystem, target = self._filesystem(url, patient=True)
+            self._call(filesystem, "pipe_file", target, content, num_bytes=len(content))
+
+        self._written(url, attempt)
+
+    def remove(self, url: str) -> None:
+        """Remove a file; one that is not there is no error."""
+
+        def attempt() -> None:
+            filesystem, target = self._filesystem(url)
+            try:
+                self._call(filesystem, "rm_file", target)
+            except FileNotFoundError:
+                return
+
+        self._written(url, attempt)
+
+    def _written(self, url: str, attempt: Callable[[], None]) -> None:
+        if _scheme(url) in _HTTP:
+            raise StorageError(f"{_shown(url)}: cannot be written, http is read only; give s3://, gs:// or a folder")
+        self._retried(_shown(url), "written", attempt)
+
+    def _retried(self, what: str, verb: str, attempt: Callable[[], T]) -> T:
+        options = self._options
+        wait = options.first_wait_s
+        for number in range(1, options.tries + 1):
+            try:
+                return attempt()
+            except StorageError:
+                raise
+            except FileNotFoundError:
+                raise MissingFileError(f"{what}: no such file or bucket; check the URL") from None
+            except Exception as error:
+                if not is_transient(error) or number == options.tries:
+                    tries = f"after {number} {'try' if number == 1 else 'tries'}"
+                    reason, advice = words(error)
+                    raise StorageError(f"{what}: cannot be {verb} {tries} ({reason}); {advice}") from None
+            time.sleep(wait * random.SystemRandom().uniform(0.5, 1.0))
+            wait = min(2 * wait, options.longest_wait_s)
+        raise AssertionError("tries is at least 1")
+
+    def _read_once(self, url: str, what: str, start: int, stop: int) -> bytes:
+        filesystem, path = self._filesystem(url)
+        length = stop - start
+        try:
+            if _scheme(url) in _HTTP:
+                content = self._run(filesystem, read_range(filesystem, path, start, stop), length)
+            else:
+                content = self._call(filesystem, "cat_file", path, start=start, end=stop, num_bytes=length)
+            if len(content) > length:
+                raise RangeIgnored
+            if len(content) < length:
+                raise ShortBody(f"{len(content)} of {length} bytes came")
+        except RangeIgnored:
+            raise StorageError(
+                f"{what}: the server ignores ranges and sends the whole file; use one that serves ranges, or copy the "
+                "dataset to a local disk"
+            ) from None
+        except Exception as error:
+            # A file that ends early gives a short body or answer 416. Only then is its size asked for.
+            ends_early = isinstance(error, ShortBody) or status_of(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            if ends_early and (found := self._size_once(url)) < stop:
+                raise ShortFileError(f"{what}: the file has only {found} bytes; restore it") from None
+            raise
+        return bytes(content)
+
+    def _size_once(self, url: str) -> int:
+        filesystem, path = self._filesystem(url)
+        if _scheme(url) in _HTTP:
+            size = self._run(filesystem, size_of(filesystem, path))
+        else:
+            about = self._call(filesystem, "info", path)
+            if about.get("type") == "directory":
+                raise FileNotFoundError(path)
+            size = about.get("size")
+        if size is None:
+            raise StorageError(f"{_shown(url)}: the server does not say how long the file is; use another server")
+        return int(size)
+
+    def _filesystem(self, url: str, patient: bool = False) -> tuple[Any, str]:
+        """The filesystem of this process for `url`, and the path in it. A patient one has retries of its own, which
+        big uploads need: there a part is tried again, not the whole file."""
+        scheme = _scheme(url)
+        place = scheme if scheme in _ONE_FOR_ALL_HOSTS else url[: (url.find("/", len(scheme) + 3) + 1) or None]
+        key = (os.getpid(), place, patient)
+        if key not in self._filesystems:
+            self._filesystems.setdefault(key, _make_filesystem(url, scheme, patient))
+        filesystem = self._filesystems[key]
+        return filesystem, filesystem._strip_protocol(url)
+
+    def _call(self, filesystem: Any, name: str, *args: Any, num_bytes: int = 0, **options: Any) -> Any:
+        if not filesystem.async_impl:
+            return getattr(filesystem, name)(*args, **options)
+        return self._run(filesystem, getattr(filesystem, f"_{name}")(*args, **options), num_bytes)
+
+    def _run(self, filesystem: Any, coroutine: Any, num_bytes: int = 0) -> Any:
+        """Run on the filesystem's loop; what takes too long, or is interrupted here by Ctrl-C, is cancelled there."""
+        seconds = self._options.timeout_s + num_bytes / self._options.slowest_bytes_per_s
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), filesystem.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _make_filesystem(url: str, scheme: str, patient: bool) -> Any:
+    import fsspec  # here: the command line asks is_remote before it needs more
+
+    # The instance cache would hand out one that was made before a fork; listings would hide what others write.
+    options: dict[str, Any] = {"skip_instance_cache": True}
+    if scheme in _ONE_FOR_ALL_HOSTS:
+        options["use_listings_cache"] = False
+    if scheme in _HTTP:
+        options["client_kwargs"] = {"trust_env": True}  # many clusters reach the web through a proxy only
+    if scheme in ("s3", "s3a") and not patient:
+        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**configured, "retries": {"total_max_attempts": 1}}
+    try:
+        filesystem = fsspec.core.url_to_fs(url, **options)[0]
+    except ImportError as error:
+        if scheme not in _PACKAGES:
+            raise StorageError(f"{scheme}:// needs another package ({error}); install it") from None
+        packages, extra = _PACKAGES[scheme]
+        raise StorageError(f"{scheme}:// needs {packages}; pip install 'dinowds[{extra}]'") from None
+    except ValueError as error:
+        raise StorageError(f"{_shown(url)}: {error}; give an s3://, gs:// or https:// URL") from None
+    if scheme in ("s3", "s3a") and not patient:
+        filesystem.retries = 1
+    return filesystem
+
+
+def _scheme(url: str) -> str:
+    scheme = _SCHEME.match(url)
+    return scheme[1].lower() if scheme else "file"
+
+
+def _shown(url: str) -> str:
+    """Without what may be a secret: the user's part and the query of a signed URL."""
+    if _scheme(url) in _HTTP:
+        url = url.partition("?")[0]
+    return re.sub(r"^([^:]+://)[^/@]*@", r"\1", url)

@@ -1,0 +1,142 @@
+"""Weights of cohorts: proportions, and each sample of a cohort before any comes again."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dinowds.data.order.mixture import WeightedPlan, apportion, checked_weights, interleave
+from dinowds.data.order.plan import Ids, Order
+from dinowds.data.subsets.selection import Selection, pack_mask
+from dinowds.errors import ConfigError
+
+COUNTS = [97, 3, 250, 1, 0, 249] * 5
+NUM = sum(COUNTS)
+COHORT_OF = np.random.default_rng(0).choice(3, NUM, p=[0.7, 0.25, 0.05])
+COHORTS = {name: Selection(COUNTS, pack_mask(np.equal(COHORT_OF, i))) for i, name in enumerate("abc")}
+WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0}
+ORDERS = [
+    Order(batch, 1, chunk, window, partitions, weights=WEIGHTS)
+    for (batch, partitions), (chunk, window) in itertools.product(
+        ((64, None), (32, 8), (7, 1), (24, 6)), ((32, None), (4, 3), (16, 2))
+    )
+]
+
+
+def run_of(plan: WeightedPlan, epochs: int = 3) -> tuple[Ids, Ids]:
+    """ids and visits, int64 [steps, B]."""
+    draws = plan.draws(range(epochs * plan.steps_per_epoch))
+    return draws.ids, draws.visits
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_epoch__draws_cohorts_in_proportion(order: Order) -> None:
+    plan = WeightedPlan(COHORTS, order)
+    assert plan.steps_per_epoch == NUM // order.batch_size
+    ids, _ = run_of(plan)
+    for share, i in ((0.25, 0), (0.25, 1), (0.5, 2)):
+        each = (COHORT_OF[ids] == i).sum(axis=1)
+        assert abs(each - share * order.batch_size).max() <= 2  # every batch, not only the epoch
+        assert abs(each.sum() - share * ids.size) <= 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_run__each_sample_of_a_cohort_is_seen_before_any_is_seen_twice(order: Order) -> None:
+    ids, visits = run_of(WeightedPlan(COHORTS, order))
+    steps = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+    for i, selection in enumerate(COHORTS.values()):
+        mine = COHORT_OF[ids] == i
+        for visit in range(int(visits[mine].max()) + 1):
+            now = mine & (visits == visit)
+            seen = ids[now]
+            assert len(np.unique(seen)) == len(seen)
+            if (mine & (visits > visit)).any():
+                assert np.array_equal(np.sort(seen), selection.all_ids())
+                assert steps[now].max() <= steps[mine & (visits > visit)].min()
+
+
+@pytest.mark.parametrize("order", ORDERS[::2])
+def test_draws__slices_join_to_the_whole_in_any_order_of_asking(order: Order) -> None:
+    ids, visits = run_of(WeightedPlan(COHORTS, order), epochs=1)
+    plan = WeightedPlan(COHORTS, order)
+    for step in reversed(range(0, len(ids), 1 + len(ids) // 12)):
+        for ranks in (n for n in (1, 2, 3, 4, 7) if order.batch_size % n == 0):
+            share = order.batch_size // ranks
+            parts = [plan.draws([step], rank * share, (rank + 1) * share) for rank in range(ranks)]
+            assert np.array_equal(np.concatenate([part.ids for part in parts], axis=1)[0], ids[step])
+            assert np.array_equal(np.concatenate([part.visits for part in parts], axis=1)[0], visits[step])
+
+
+def test_ranks__read_mostly_their_own_partitions() -> None:
+    order = Order(64, 0, 4, 2, 2, weights={"a": 1, "b": 1, "c": 1})
+    plan = WeightedPlan(COHORTS, order)
+    draws = plan.draws(range(plan.steps_per_epoch))
+    chunks = {
+        rank: {*zip(*(x[:, rank * 32 : rank * 32 + 32].ravel().tolist() for x in draws[1:4]), strict=True)}
+        for rank in range(2)
+    }
+    assert len(chunks[0] & chunks[1]) < 0.25 * len(chunks[0])
+
+
+def test_draws__name_group_and_chunk() -> None:
+    plan = WeightedPlan(COHORTS, ORDERS[3])
+    draws = plan.draws(range(20))
+    for sample, _, group, first, count in zip(*(array.ravel().tolist() for array in draws), strict=True):
+        assert COHORT_OF[sample] == group
+        assert sample in plan.chunk_ids(group, first, count)
+        assert COHORT_OF[plan.substitute(sample, group, 0, 1)] == group
+
+
+def test_zero_weight__leaves_a_cohort_out() -> None:
+    plan = WeightedPlan(COHORTS, Order(32, weights={"a": 3, "b": 0, "c": 1}))
+    ids, _ = run_of(plan)
+    assert plan.steps_per_epoch == (len(COHORTS["a"]) + len(COHORTS["c"])) // 32
+    assert (COHORT_OF[ids] == 0).mean() == pytest.approx(0.75, abs=0.01)
+    assert not (COHORT_OF[ids] == 1).any()
+
+
+def test_epoch__new_order_in_each_pass() -> None:
+    ids, visits = run_of(WeightedPlan(COHORTS, ORDERS[0]), epochs=6)
+    passes = [ids[(COHORT_OF[ids] == 2) & (visits == visit)].tolist() for visit in range(3)]
+    assert passes[0] != passes[1] != passes[2]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": 1, "b": 1, "d": 1}, "no cohort 'd'"),
+        ({"a": 1, "b": 1}, "cohort 'c' has none"),
+        ({"a": 1, "b": -1, "c": 1}, "b is -1, expected 0 or more"),
+        ({"a": 0, "b": 0, "c": 0}, "all are 0"),
+        ({"a": 1, "b": float("nan"), "c": 1}, "b is nan"),
+        ({"a": 1, "b": 1e-9, "c": 1}, "b is 1e-09, less than 1 in"),
+    ],
+)
+def test_weights__that_cannot_be_are_named(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        WeightedPlan(COHORTS, Order(8, weights=weights))
+
+
+def test_weights__near_name_is_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'tcga'"):
+        checked_weights(["tcga", "gtex"], {"tgca": 1})
+
+
+def test_apportion__adds_up_and_is_within_one() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        shares = random.dirichlet(np.ones(random.integers(1, 30)))
+        counts = apportion(shares, 16_384)
+        assert counts.sum() == 16_384
+        assert abs(counts - shares * 16_384).max() < 1
+
+
+def test_interleave__is_even_in_every_part() -> None:
+    counts = np.array([1000, 300, 7, 1])
+    groups = interleave(counts)
+    assert np.array_equal(np.bincount(groups), counts)
+    for group, count in enumerate(counts):
+        ahead = np.cumsum(groups == group) - np.arange(1, len(groups) + 1) * count / counts.sum()
+        assert abs(ahead).max() <= 2
