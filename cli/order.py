@@ -135,8 +135,7 @@ def _check_options(modes: Mapping[str, object], epoch: int | None, world: int | 
 def _open(dataset: str, config: Path | None, overrides: list[str]) -> tuple[Dataset, Plan]:
     from dinowds.config import load_config
     from dinowds.data.dataset import Dataset
-    from dinowds.data.source import make_plan
-    from dinowds.train.loop import order_of
+    from dinowds.data.order.make import make_plan, order_of
 
     loaded = load_config(config, overrides)
     opened = Dataset.open(dataset)

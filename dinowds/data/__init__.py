@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dinowds.data.dataset import Dataset
     from dinowds.data.loader import Loader
+    from dinowds.data.order.make import make_plan
     from dinowds.data.order.plan import Order
-    from dinowds.data.source import PlanSource, make_plan
+    from dinowds.data.source import PlanSource
     from dinowds.world import World
 
 __all__ = ["Dataset", "Loader", "Order", "PlanSource", "World", "make_plan"]
@@ -19,7 +20,7 @@ _HOMES = {
     "Order": "dinowds.data.order.plan",
     "PlanSource": "dinowds.data.source",
     "World": "dinowds.world",
-    "make_plan": "dinowds.data.source",
+    "make_plan": "dinowds.data.order.make",
 }
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from dinowds.data.dataset import Dataset
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
-from dinowds.data.source import READ_AHEAD, BadSample, Decode, PlanSource, RawSample, make_plan
+from dinowds.data.source import READ_AHEAD, BadSample, Decode, PlanSource, RawSample
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import ConfigError, DatasetError, DinowdsError
 from dinowds.processes import end_with_parent, shielded_from_signals

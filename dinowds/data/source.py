@@ -13,9 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dinowds.data.dataset import Dataset, Sample
 from dinowds.data.decode import decode_image
-from dinowds.data.order.mixture import WeightedPlan
-from dinowds.data.order.plan import EpochPlan, Order, Plan
-from dinowds.data.order.spread import CappedPlan
+from dinowds.data.order.plan import Plan
 from dinowds.data.store.cache import CacheOptions
 from dinowds.data.store.runs import Runs, run_of
 from dinowds.data.store.store import Run, Store, open_store
@@ -50,21 +48,6 @@ class _Drawn(NamedTuple):
     visit: int
     group: int
     run: Run
-
-
-def make_plan(dataset: Dataset, order: Order) -> Plan:
-    """The plan of a dataset, or of the subset that it was opened with.
-
-    Raises:
-        ConfigError: an order that cannot work for this dataset.
-    """
-    plan: Plan
-    if order.weights:
-        masks = dataset.cohort_masks()
-        plan = WeightedPlan({name: dataset.selection & mask for name, mask in masks.items()}, order)
-    else:
-        plan = EpochPlan(dataset.selection, order)
-    return CappedPlan(plan, dataset.slides_of) if order.max_per_slide else plan
 
 
 def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) -> None:

@@ -17,8 +17,9 @@ from dinowds.crops.recipe import patch_recipe
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import load
 from dinowds.data.order.exposure import check_cap
+from dinowds.data.order.make import make_plan, order_of
 from dinowds.data.order.plan import Order, Plan
-from dinowds.data.source import PlanSource, check_cache, make_plan, stream
+from dinowds.data.source import PlanSource, check_cache, stream
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
@@ -76,31 +77,17 @@ def train(
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
     device = choose_device(world)
     plan = make_plan(dataset, order_of(config))
-    check_cap(dataset, plan)
     check_cache(dataset, plan, max(1, world.size // world.sharing_cores), cache_options(config).max_bytes)
     run = _Run(dataset, plan, out, resolve(config, plan.order, device), world, device)
     with ExitStack() as stack:
         stack.enter_context(dist.process_group(world, device))
+        dist.on_rank_0(lambda: check_cap(dataset, plan))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, config)))
         if world.rank == 0:
             run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
         run.start()
         return run.execute(stop, evaluate)
-
-
-def order_of(config: PatchConfig) -> Order:
-    """The order of the data that a configuration asks for."""
-    data = config.data
-    return Order(
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        chunk_size=data.chunk_size,
-        window_chunks=data.window_chunks,
-        partitions=data.partitions,
-        max_per_slide=data.max_per_slide,
-        weights=data.weights,
-    )
 
 
 def cache_options(config: PatchConfig) -> CacheOptions:

@@ -13,8 +13,8 @@ import pytest
 
 from dinowds.config import load_config, to_yaml
 from dinowds.data.dataset import Dataset
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
-from dinowds.data.source import make_plan
 from tests.cli.conftest import Call
 from tests.index_only import write_index
 

@@ -22,8 +22,9 @@ from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import StartMethod, load
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
-from dinowds.data.source import PlanSource, make_plan, stream
+from dinowds.data.source import PlanSource, stream
 from dinowds.errors import ConfigError, DatasetError
 from dinowds.world import World
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import Loader, Samples
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
-from dinowds.data.source import PlanSource, make_plan
+from dinowds.data.source import PlanSource
 from dinowds.data.store.cache import CacheOptions
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.world import World

@@ -39,6 +39,9 @@ class WeightedPlan(Plan):
         names = [name for name in cohorts if name in weights]
         shares = {name: weights[name] for name in names}
         self.selections = [cohorts[name] for name in names]
+        for name in names:
+            if not len(cohorts[name]):
+                raise ConfigError(f"data.weights: no sample of cohort {name!r} is selected; give it a weight of 0")
         self._numbers = [list(cohorts).index(name) for name in names]
         self._chunks = [Chunks(selection.counts, order.chunk_size) for selection in self.selections]
         self.order = order.resolved(sum(len(chunks) for chunks in self._chunks))

@@ -11,10 +11,10 @@ import pytest
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.order.exposure import Slide, Views, check_cap, count_exposure, count_slides, count_views
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.mixture import WeightedPlan
 from dinowds.data.order.plan import EpochPlan, Order, Plan
 from dinowds.data.order.spread import BLOCK_STEPS, CappedPlan
-from dinowds.data.source import make_plan
 from dinowds.data.subsets.choose import SubsetOptions, choose_subset
 from dinowds.data.subsets.selection import Selection, pack_mask
 from dinowds.data.subsets.subset import write_subset

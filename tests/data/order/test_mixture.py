@@ -119,6 +119,13 @@ def test_weights__that_cannot_be_are_named(weights: dict[str, float], message: s
         WeightedPlan(COHORTS, Order(8, weights=weights))
 
 
+def test_weights__of_a_cohort_without_samples_are_refused() -> None:
+    cohorts = {**COHORTS, "d": Selection(COUNTS, pack_mask(np.zeros(NUM, dtype=bool)))}
+    with pytest.raises(ConfigError, match="no sample of cohort 'd' is selected"):
+        WeightedPlan(cohorts, Order(8, weights={**WEIGHTS, "d": 1}))
+    assert WeightedPlan(cohorts, Order(8, weights={**WEIGHTS, "d": 0})).draws([0]).ids.shape == (1, 8)
+
+
 def test_weights__near_name_is_suggested() -> None:
     with pytest.raises(ConfigError, match="did you mean 'tcga'"):
         checked_weights(["tcga", "gtex"], {"tgca": 1})

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dinowds.data.dataset import Dataset
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
 from dinowds.data.order.quality import Expectation, log_missed, measure_quality, spread_steps
-from dinowds.data.source import make_plan
 from dinowds.errors import ConfigError, DatasetError
 from tests.index_only import write_index
 
