@@ -182,14 +182,14 @@ FREE_TO_CHANGE = frozenset(
 """Keys that may differ when a run goes on: they decide how it is computed, not what."""
 
 
-_FREE_FORM = ("data.weights.",)  # sections whose keys are names of the user's own
+_FREE_FORM = frozenset({"data.weights"})  # whose keys are names of the user's own
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}} → {'a.b': 1}."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" not in _FREE_FORM:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -322,7 +322,7 @@ def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any
     # A section of a file whose keys are all commented out is empty, not null.
     content = {key: {} if value is None and key in sections else value for key, value in content.items()}
     for key in flatten(content):
-        if key not in known and not key.startswith(_FREE_FORM):
+        if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")
     try:
         return OmegaConf.merge(merged, OmegaConf.create(content))

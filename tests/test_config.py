@@ -163,3 +163,17 @@ def test_every_field__has_a_string_that_explains_it() -> None:
         for field in dataclasses.fields(section):
             if not dataclasses.is_dataclass(getattr(section, field.name)):
                 assert (type(section).__name__, field.name) in documented
+
+
+def test_weights__of_any_cohort_in_files_and_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data:\n  weights: {tcga.v2: 2, gtex: 1}\n")
+    assert load_config(file).data.weights == {"tcga.v2": 2.0, "gtex": 1.0}
+    assert load_config(None, ["data.weights.a-b=2", "data.weights={c: 1}"]).data.weights == {"a-b": 2.0, "c": 1.0}
+    assert differences(to_dict(load_config(file)), PatchConfig()) == [
+        "data.weights: {'tcga.v2': 2.0, 'gtex': 1.0} → {}"
+    ]
+    with pytest.raises(ConfigError, match=r"data.weights.a: .*could not be converted to Float"):
+        load_config(None, ["data.weights.a=much"])
+    with pytest.raises(ConfigError, match=r"did you mean 'data.weights'"):
+        load_config(None, ["data.wieghts.a=1"])

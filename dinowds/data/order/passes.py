@@ -1,8 +1,8 @@
 """The order of one pass over a selection of samples, as pure functions of numbers.
 
     all chunks ── permuted ──► one stream of places
-    the stream's first M places are cut into P equal partitions;
-    every W chunks of the stream, cut at the edges of partitions, are a window, whose places are permuted.
+    every W chunks of the stream, cut where a partition begins, are a window, whose places are permuted;
+    the first M places of what comes out are cut into P equal partitions, the others are left out.
 
 What is held are numbers a shard and a window, never a number a chunk or a sample: 10⁹ samples take milliseconds.
 """
@@ -82,7 +82,8 @@ class Pass:
         self._cells = self._cell_starts()
         self.edges = partition_edges(length, partitions)
         """int64 [partitions + 1]: places of the stream at which partitions begin, and the end."""
-        self._windows = np.union1d(self._cells[self._cells < length], self.edges)
+        # What is left out is in windows of the last partition, so that it is drawn as evenly as the rest.
+        self._windows = np.union1d(self._cells, self.edges[:-1])
         self._window_keys: OrderedDict[int, Keys] = OrderedDict()
         self._open_cells: OrderedDict[int, Places] = OrderedDict()
 
@@ -99,7 +100,9 @@ class Pass:
         return np.concatenate([[0], np.cumsum(sizes)])
 
     def at(self, positions: Places) -> Spots:
-        """What is at `positions` (int64 [n], each 0 … length − 1) once windows are shuffled."""
+        """What is at `positions` (int64 [n]) once windows are shuffled. Those from `length` on are left out."""
+        if not len(positions):
+            return Spots(positions, positions, positions)
         windows = np.searchsorted(self._windows, positions, side="right") - 1
         unique, which = np.unique(windows, return_inverse=True)
         keys = self._keys_of(unique)[which]
@@ -107,10 +110,7 @@ class Pass:
         return self._in_stream(starts + permute(positions - starts, stops - starts, keys), starts, stops)
 
     def stream(self, start: int, stop: int) -> Iterator[Places]:
-        """Places in the selection at `start` … `stop − 1` of the stream before windows are shuffled, piece by piece.
-
-        What lies at `length` and behind it is what the pass leaves out.
-        """
+        """Places in the selection at `start` … `stop − 1` of the stream before windows are shuffled, piece by piece."""
         for begin in range(start, stop, _PIECE):
             end = min(begin + _PIECE, stop)
             first, last = np.searchsorted(self._cells, [begin, end - 1], side="right") - 1

@@ -1,6 +1,6 @@
 """Which samples are in which global batch: a pure function of (selection, order), and of nothing else.
 
-    epoch e is a pass over the first T·B places of a stream of chunks that (seed, e) permutes, T = ⌊N / B⌋;
+    epoch e is the first T·B places of a pass that (seed, e) decides, T = ⌊N / B⌋;
     global batch t = for each partition p in turn, its places t·B/P … (t+1)·B/P − 1.
 
 Nothing here depends on ranks, workers or what was read before: they only decide who reads which slice of a batch.
@@ -157,10 +157,9 @@ class EpochPlan(Plan):
 
     def _pieces(self, epochs: int, steps: int) -> Iterator[tuple[Ids, int]]:
         selection = self.selections[0]
-        left_out = self.steps_per_epoch * self.order.batch_size, len(selection)
+        left_out = np.arange(self.steps_per_epoch * self.order.batch_size, len(selection), dtype=np.int64)
         for epoch in range(epochs):
-            for places in self.epoch(epoch).stream(*left_out):
-                yield selection.ids(places), -1
+            yield selection.ids(self.epoch(epoch).at(left_out).places), -1
         this = self.epoch(epochs)
         for places in this.heads(np.full(this.partitions, steps * self.order.batch_size // this.partitions)):
             yield selection.ids(places), 1

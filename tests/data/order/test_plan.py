@@ -139,6 +139,15 @@ def test_epoch__each_sample_changes_its_rank_and_its_neighbours() -> None:
     assert all(len(set(column)) > 1 for column in ranks.T)
 
 
+def test_epoch__leaves_out_samples_of_many_chunks() -> None:
+    """Those of one chunk would be of one slide, which the batches of the epoch would then have too few of."""
+    plan = make_plan([500] * 5 + [20], Order(256))
+    for epoch in range(5):
+        left_out = np.setdiff1d(np.arange(2520), epoch_ids(plan, epoch))
+        assert len(left_out) == 216
+        assert len(set((left_out // 32).tolist())) > 50  # of 79 chunks; a uniform draw of 216 has 74
+
+
 def test_one_window__is_a_uniform_shuffle() -> None:
     """With everything in one window each pair of samples shares a batch as often as by chance."""
     num, size, epochs = 24, 6, 800
