@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from dinowds.crops.recipe import Recipe, sample_generator, sample_views
 from dinowds.crops.render import render_views
+from dinowds.data.blocks import Blocks, Bytes, Packer, Shape, as_tensors, small_tensor
 from dinowds.data.source import BadSample
 
 
@@ -40,37 +40,44 @@ class Batch:
 class Crop:
     """Stage: every `batch_size` decoded samples become one `Batch`; crops depend on (seed, visit, sample id) alone."""
 
-    def __init__(self, recipe: Recipe, renderer: str, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, recipe: Recipe, renderer: str, seed: int, batch_size: int, blocks: Blocks | None = None
+    ) -> None:
+        """`blocks`: memory for as many loader processes as the stage runs in; without, for this process alone."""
         self._recipe, self._renderer, self._seed, self._batch_size = recipe, renderer, seed, batch_size
+        self._blocks = blocks or Blocks()
+        self._shapes = [(output.count, batch_size, output.size, output.size, 3) for output in recipe.outputs]
+        self._build = partial(_named, names=[output.name for output in recipe.outputs])
 
     def __call__(self, stream: Iterable[dict[str, Any]]) -> Iterator[Batch]:
-        place, batch, slots = 0, None, []
+        batch: list[dict[str, Any]] = []
+        packer = None
+        slots: list[NDArray[np.uint8]] = []
         for sample in stream:
-            if batch is None:
-                batch = self._empty(sample["__step__"])
-                # [view][place] → memory of one view; made once a batch, since indexing a tensor costs microseconds
-                slots = [view for views in batch.views.values() for view in views.numpy()]
-            self._render(sample, [slot[place] for slot in slots])
-            batch.keys.append(sample["__key__"])
-            batch.samples[place] = sample["__sample__"]
-            batch.bad += sample["__bad__"]
-            place += 1
-            if place == self._batch_size:
-                yield batch
-                place, batch = 0, None
+            if packer is None:
+                packer = Packer(self._blocks)
+                # [view][place] → memory of one view: rendered where the main process will read it
+                slots = [view for views in packer.rooms(self._shapes) for view in views]
+            self._render(sample, [slot[len(batch)] for slot in slots])
+            batch.append(sample)
+            if len(batch) == self._batch_size:
+                yield self._joined(batch, packer)
+                batch, packer = [], None
 
     def _render(self, sample: dict[str, Any], outs: list[NDArray[np.uint8]]) -> None:
-        image = sample["image"]
+        image = sample.pop("image")
         generator = sample_generator(self._seed, sample["__visit__"], sample["__sample__"])
         render_views(self._renderer, image, sample_views(generator, self._recipe, *image.shape[:2]), outs)
 
-    def _empty(self, step: int) -> Batch:
-        views = {
-            output.name: torch.empty((output.count, self._batch_size, output.size, output.size, 3), dtype=torch.uint8)
-            for output in self._recipe.outputs
-        }
-        if get_worker_info() is not None:
-            # Rendered where the main process will read it: nothing is copied on the way there.
-            for tensor in views.values():
-                tensor.share_memory_()  # type: ignore[no-untyped-call]
-        return Batch(step, views, [], torch.empty(self._batch_size, dtype=torch.int64))
+    def _joined(self, batch: list[dict[str, Any]], packer: Packer) -> Batch:
+        return Batch(
+            step=batch[0]["__step__"],
+            views=packer.finish(self._build),
+            keys=[sample["__key__"] for sample in batch],
+            samples=small_tensor(np.array([sample["__sample__"] for sample in batch]), self._blocks),
+            bad=[bad for sample in batch for bad in sample["__bad__"]],
+        )
+
+
+def _named(memory: Bytes, shapes: Sequence[Shape], names: list[str]) -> dict[str, Tensor]:
+    return dict(zip(names, as_tensors(memory, shapes), strict=True))

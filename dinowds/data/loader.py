@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
+from dinowds.data.blocks import Blocks, Packer, as_images, as_payloads, small_tensor
 from dinowds.data.dataset import Dataset
 from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
@@ -60,42 +61,43 @@ class Samples:
 
 
 class Collate:
-    """Stage: every `batch_size` samples become one `Samples`."""
+    """Stage: every `batch_size` samples become one `Samples`, packed while they come."""
 
-    def __init__(self, batch_size: int, steps_per_epoch: int) -> None:
-        self._batch_size, self._steps_per_epoch = batch_size, steps_per_epoch
+    def __init__(self, batch_size: int, steps_per_epoch: int, blocks: Blocks) -> None:
+        self._batch_size, self._steps_per_epoch, self._blocks = batch_size, steps_per_epoch, blocks
 
     def __call__(self, stream: Iterable[RawSample]) -> Iterator[Samples]:
         batch: list[RawSample] = []
+        packer = None
         for sample in stream:
+            if "image" in sample:
+                packer = packer or Packer(self._blocks, self._batch_size)
+                packer.add(sample.pop("image"))
             batch.append(sample)
             if len(batch) == self._batch_size:
-                yield self._joined(batch)
-                batch = []
+                yield self._joined(batch, packer)
+                batch, packer = [], None
 
-    def _joined(self, batch: list[RawSample]) -> Samples:
+    def _joined(self, batch: list[RawSample], packer: Packer | None) -> Samples:
         step = batch[0]["__step__"]
         return Samples(
             epoch=step // self._steps_per_epoch,
             step=step,
             keys=[sample["__key__"] for sample in batch],
-            ids=torch.tensor([sample["__sample__"] for sample in batch]),
-            labels=torch.tensor([sample.get("cls", -1) for sample in batch]),
-            images=_stacked([sample["image"] for sample in batch if "image" in sample]),
-            payloads=[sample[sample["__ext__"]] for sample in batch if sample["__ext__"] in sample],
+            ids=small_tensor(np.array([sample["__sample__"] for sample in batch]), self._blocks),
+            labels=small_tensor(np.array([sample.get("cls", -1) for sample in batch]), self._blocks),
+            images=packer.finish(as_images) if packer else [],
+            payloads=[] if packer else self._payloads([sample[sample["__ext__"]] for sample in batch]),
             bad=[bad for sample in batch for bad in sample["__bad__"]],
         )
 
-
-def _stacked(images: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor | list[Tensor]:
-    """One tensor, in a loader process where the main process will read it."""
-    if not images or any(image.shape != images[0].shape for image in images):
-        return [torch.from_numpy(image) for image in images]
-    stacked = torch.empty((len(images), *images[0].shape), dtype=torch.uint8)
-    if get_worker_info() is not None:
-        stacked.share_memory_()  # type: ignore[no-untyped-call]
-    np.stack(images, out=stacked.numpy())
-    return stacked
+    def _payloads(self, payloads: list[bytes]) -> Any:
+        if self._blocks.is_home:
+            return payloads
+        packer = Packer(self._blocks)
+        for payload, room in zip(payloads, packer.rooms([(len(payload),) for payload in payloads]), strict=True):
+            room.data[:] = payload
+        return packer.finish(as_payloads)
 
 
 class Loader:
@@ -168,10 +170,12 @@ class Loader:
             cache=self._cache,
         )
         stages = [Decode(source)] if self._decode else []
-        pipeline = wds.DataPipeline(source, *stages, Collate(source.rank_batch, self.steps_per_epoch))
+        blocks = Blocks(self._options["num_workers"], self._options["prefetch_factor"])
+        pipeline = wds.DataPipeline(source, *stages, Collate(source.rank_batch, self.steps_per_epoch, blocks))
         for batch in load(pipeline, **self._options):
             self.step = batch.step + 1
             yield batch
+            del batch  # so that its place is free as soon as the caller lets it go
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is: plain numbers and strings. The same on every rank."""
@@ -230,6 +234,7 @@ def load(
             if isinstance(item, DinowdsError):
                 raise item
             yield item
+            del item  # so that its place is free as soon as the caller lets it go
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         if "exited unexpectedly" not in reason and "is killed by signal" not in reason:

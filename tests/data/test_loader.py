@@ -20,6 +20,7 @@ import webdataset as wds
 from dinowds.config import CropsConfig
 from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
+from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import StartMethod, load
 from dinowds.data.order.make import make_plan
@@ -45,7 +46,7 @@ def batches(
     start_method: StartMethod = "forkserver",
 ) -> Iterator[Batch]:
     source = PlanSource(dataset, make_plan(dataset, order), world or World(), start, end)
-    pipeline = stream(source, Crop(RECIPE, "cpu", order.seed, source.rank_batch))
+    pipeline = stream(source, Crop(RECIPE, "cpu", order.seed, source.rank_batch, Blocks(workers)))
     return load(pipeline, workers, start_method=start_method)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dinowds.data import sequential
+from dinowds.data.store import sequential
 from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
 from dinowds.data.subsets.selection import pack_mask
 from dinowds.data.subsets.subset import Subset, write_subset

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinowds.data import cache as cache_module
-from dinowds.data import cachefiles
+from dinowds.data.store import cache as cache_module
+from dinowds.data.store import cachefiles
 from dinowds.data.store.cache import CacheOptions, ChunkCache, chunk_name
 from dinowds.errors import ConfigError, StorageError
 
