@@ -7,6 +7,10 @@ import fcntl
 import hashlib
 import logging
 import os
+import secrets
+import stat
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +27,19 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 def cache_folder() -> Path:
     """Where this host keeps what it can get again; the folder may not exist yet.
 
-    $DINOWDS_CACHE, else the job's own disk ($SLURM_TMPDIR), else the user's cache.
+    $DINOWDS_CACHE, else the job's own disk ($SLURM_TMPDIR), else the user's cache; one of temporary files for a user
+    without a home.
     """
     if own := os.environ.get("DINOWDS_CACHE"):
         return Path(own)
     if job := os.environ.get("SLURM_TMPDIR"):
         return Path(job) / "dinowds"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinowds"
+    if users := os.environ.get("XDG_CACHE_HOME"):
+        return Path(users) / "dinowds"
+    try:
+        return Path.home() / ".cache" / "dinowds"
+    except RuntimeError:  # as in a container, under a number that has no name
+        return Path(tempfile.gettempdir()) / f"dinowds-{os.getuid()}"
 
 
 @contextmanager
@@ -38,9 +48,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     The folder is fsynced after the rename, so that a finished file survives a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # At random: threads, and hosts or containers that share the folder, have process numbers in common.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -94,15 +105,54 @@ def waiting_lock(path: Path) -> Iterator[int]:
     Raises:
         OSError: the file cannot be made, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_unforked(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            yield descriptor
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile has the descriptor too
+        yield descriptor
     finally:
+        close_unforked(descriptor)
+
+
+_unforked: set[int] = set()
+_forking = threading.RLock()
+
+
+def open_unforked(path: Path) -> int:
+    """A descriptor for reading and writing; makes the file if it is missing. For locks: forked children do not get it,
+    who would go on holding the lock when this process lets go, or is killed.
+    """
+    with _forking:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        _unforked.add(descriptor)
+    return descriptor
+
+
+def close_unforked(descriptor: int) -> None:
+    """Close what `open_unforked` gave, which lets go of a lock on it."""
+    with _forking:
+        _unforked.discard(descriptor)
         os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    while _unforked:
+        os.close(_unforked.pop())
+    _forking.release()
+
+
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_close_in_child)
+
+
+def open_regular(path: str | Path) -> int:
+    """A descriptor for reading a file. OSError for what is none, such as a pipe, on which opening would wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _lock(descriptor: int, path: Path) -> bool:

@@ -40,9 +40,7 @@ class Batch:
 class Crop:
     """Stage: every `batch_size` decoded samples become one `Batch`; crops depend on (seed, visit, sample id) alone."""
 
-    def __init__(
-        self, recipe: Recipe, renderer: str, seed: int, batch_size: int, blocks: Blocks | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, renderer: str, seed: int, batch_size: int, blocks: Blocks | None = None) -> None:
         """`blocks`: memory for as many loader processes as the stage runs in; without, for this process alone."""
         self._recipe, self._renderer, self._seed, self._batch_size = recipe, renderer, seed, batch_size
         self._blocks = blocks or Blocks()

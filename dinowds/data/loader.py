@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
 from types import FrameType
 from typing import Any, Literal
 
@@ -217,7 +218,7 @@ def load(
     if num_workers > 0:
         context = torch.multiprocessing.get_context(start_method)
         if start_method == "forkserver":
-            context.set_forkserver_preload(["dinowds.data.loader"])
+            start_fork_server()
         options |= {
             "num_workers": num_workers,
             "prefetch_factor": prefetch_factor,
@@ -249,6 +250,13 @@ def load(
     finally:
         items.clear()
         atexit.unregister(items.clear)
+
+
+def start_fork_server() -> None:
+    """Let the server that forks loader processes import what they need. Called early, it does so beside the caller."""
+    with shielded_from_signals():
+        forkserver.set_forkserver_preload(["dinowds.data.loader"])
+        forkserver.ensure_running()
 
 
 def _hand_over_errors(stream: Iterable[Any]) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from dinowds.data.order.plan import Plan
 from dinowds.data.store.cache import CacheOptions
 from dinowds.data.store.runs import Runs, run_of
 from dinowds.data.store.store import Run, Store, open_store
+from dinowds.data.subsets.selection import Ids
 from dinowds.errors import ConfigError, DatasetError, SampleError
 from dinowds.remote.files import is_remote
 from dinowds.world import World
@@ -147,15 +148,13 @@ class PlanSource(IterableDataset[RawSample]):
         while block := steps[done : done + count]:
             draws = self.plan.draws(block, start, start + self.rank_batch)
             for step, *columns in zip(block, *draws, strict=True):
-                yield step, self._look_up(*(column.tolist() for column in columns))
+                yield step, self._look_up(*columns)
             done, count = done + count, _PLANNED_STEPS
 
-    def _look_up(
-        self, ids: list[int], visits: list[int], groups: list[int], firsts: list[int], counts: list[int]
-    ) -> list[_Drawn]:
-        samples = [self.dataset[sample] for sample in ids]
-        runs = map(self._runs.of, samples, groups, firsts, counts)
-        return list(map(_Drawn, samples, visits, groups, runs))
+    def _look_up(self, ids: Ids, visits: Ids, groups: Ids, firsts: Ids, counts: Ids) -> list[_Drawn]:
+        samples = self.dataset.samples(ids)
+        runs = map(self._runs.of, samples, groups.tolist(), firsts.tolist(), counts.tolist())
+        return list(map(_Drawn, samples, visits.tolist(), groups.tolist(), runs))
 
     def _read(self, drawn: _Drawn, step: int) -> RawSample:
         place = {"__sample__": drawn.sample.id, "__visit__": drawn.visit, "__group__": drawn.group, "__step__": step}

@@ -7,6 +7,8 @@ import concurrent.futures
 import errno
 from http import HTTPStatus
 
+from dinowds.remote.urls import shown_in
+
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 _TRANSIENT_ERRNO = frozenset(
     getattr(errno, name)
@@ -79,4 +81,4 @@ def words(error: Exception) -> tuple[str, str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return shown_in(" ".join(str(error).split()))[:300]

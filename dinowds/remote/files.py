@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,24 +19,19 @@ from typing import Any, TypeVar
 from dinowds.errors import StorageError
 from dinowds.remote.faults import RangeIgnored, ShortBody, is_transient, status_of, words
 from dinowds.remote.ranged import read_range, size_of
+from dinowds.remote.urls import HTTP, has_user, is_remote, scheme_of, shown
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_HTTP = ("http", "https")
-_ONE_FOR_ALL_HOSTS = (*_HTTP, "s3", "s3a", "gs", "gcs", "memory")
+__all__ = ["MissingFileError", "RemoteFiles", "RetryOptions", "ShortFileError", "is_remote", "shown"]
+
+_ONE_FOR_ALL_HOSTS = (*HTTP, "s3", "s3a", "gs", "gcs", "memory")
 _PACKAGES = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
     "gs": ("gcsfs", "gcs"),
     "gcs": ("gcsfs", "gcs"),
-} | dict.fromkeys(_HTTP, ("aiohttp and requests", "http"))
+} | dict.fromkeys(HTTP, ("aiohttp and requests", "http"))
 
 T = TypeVar("T")
-
-
-def is_remote(url: str) -> bool:
-    """Whether `url` is read over the network ('s3://…', 'https://…', 'memory://…'); not a local path or 'file://…'."""
-    scheme = _SCHEME.match(url)
-    return scheme is not None and scheme[1].lower() not in ("file", "local")
 
 
 class MissingFileError(StorageError, FileNotFoundError):
@@ -81,7 +75,7 @@ class RemoteFiles:
             stop = self.size(url)
         if stop <= start:
             return b""
-        what = f"{_shown(url)} [{start}, {stop})"
+        what = f"{shown(url)} [{start}, {stop})"
 
         def attempt() -> bytes:
             return self._read_once(url, what, start, stop)
@@ -90,7 +84,7 @@ class RemoteFiles:
 
     def size(self, url: str) -> int:
         """Bytes of a file."""
-        return self._retried(_shown(url), "read", lambda: self._size_once(url))
+        return self._retried(shown(url), "read", lambda: self._size_once(url))
 
     def exists(self, url: str) -> bool:
         """Whether there is such a file. A "folder" of an object store is none."""
@@ -105,14 +99,14 @@ class RemoteFiles:
         folder = url.rstrip("/") + "/"
 
         def attempt() -> list[str]:
-            filesystem, path = self._filesystem(folder if _scheme(url) in _HTTP else url)
+            filesystem, path = self._filesystem(folder if scheme_of(url) in HTTP else url)
             try:
                 found: list[str] = self._call(filesystem, "ls", path, detail=False)
             except (FileNotFoundError, NotADirectoryError):
                 return []
             return found
 
-        paths = self._retried(_shown(folder), "listed", attempt)
+        paths = self._retried(shown(folder), "listed", attempt)
         return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {""})
 
     def upload(self, path: Path, url: str) -> None:
@@ -149,9 +143,9 @@ class RemoteFiles:
         self._written(url, attempt)
 
     def _written(self, url: str, attempt: Callable[[], None]) -> None:
-        if _scheme(url) in _HTTP:
-            raise StorageError(f"{_shown(url)}: cannot be written, http is read only; give s3://, gs:// or a folder")
-        self._retried(_shown(url), "written", attempt)
+        if scheme_of(url) in HTTP:
+            raise StorageError(f"{shown(url)}: cannot be written, http is read only; give s3://, gs:// or a folder")
+        self._retried(shown(url), "written", attempt)
 
     def _retried(self, what: str, verb: str, attempt: Callable[[], T]) -> T:
         options = self._options
@@ -176,7 +170,7 @@ class RemoteFiles:
         filesystem, path = self._filesystem(url)
         length = stop - start
         try:
-            if _scheme(url) in _HTTP:
+            if scheme_of(url) in HTTP:
                 content = self._run(filesystem, read_range(filesystem, path, start, stop), length)
             else:
                 content = self._call(filesystem, "cat_file", path, start=start, end=stop, num_bytes=length)
@@ -199,7 +193,7 @@ class RemoteFiles:
 
     def _size_once(self, url: str) -> int:
         filesystem, path = self._filesystem(url)
-        if _scheme(url) in _HTTP:
+        if scheme_of(url) in HTTP:
             size = self._run(filesystem, size_of(filesystem, path))
         else:
             about = self._call(filesystem, "info", path)
@@ -207,13 +201,13 @@ class RemoteFiles:
                 raise FileNotFoundError(path)
             size = about.get("size")
         if size is None:
-            raise StorageError(f"{_shown(url)}: the server does not say how long the file is; use another server")
+            raise StorageError(f"{shown(url)}: the server does not say how long the file is; use another server")
         return int(size)
 
     def _filesystem(self, url: str, patient: bool = False) -> tuple[Any, str]:
         """The filesystem of this process for `url`, and the path in it. A patient one has retries of its own, which
         big uploads need: there a part is tried again, not the whole file."""
-        scheme = _scheme(url)
+        scheme = scheme_of(url)
         place = scheme if scheme in _ONE_FOR_ALL_HOSTS else url[: (url.find("/", len(scheme) + 3) + 1) or None]
         key = (os.getpid(), place, patient)
         if key not in self._filesystems:
@@ -244,7 +238,7 @@ def _make_filesystem(url: str, scheme: str, patient: bool) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True}
     if scheme in _ONE_FOR_ALL_HOSTS:
         options["use_listings_cache"] = False
-    if scheme in _HTTP:
+    if scheme in HTTP:
         options["client_kwargs"] = {"trust_env": True}  # many clusters reach the web through a proxy only
     if scheme in ("s3", "s3a") and not patient:
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
@@ -257,19 +251,7 @@ def _make_filesystem(url: str, scheme: str, patient: bool) -> Any:
         packages, extra = _PACKAGES[scheme]
         raise StorageError(f"{scheme}:// needs {packages}; pip install 'dinowds[{extra}]'") from None
     except ValueError as error:
-        raise StorageError(f"{_shown(url)}: {error}; give an s3://, gs:// or https:// URL") from None
+        raise StorageError(f"{shown(url)}: {error}; give an s3://, gs:// or https:// URL") from None
     if scheme in ("s3", "s3a") and not patient:
         filesystem.retries = 1
     return filesystem
-
-
-def _scheme(url: str) -> str:
-    scheme = _SCHEME.match(url)
-    return scheme[1].lower() if scheme else "file"
-
-
-def _shown(url: str) -> str:
-    """Without what may be a secret: the user's part and the query of a signed URL."""
-    if _scheme(url) in _HTTP:
-        url = url.partition("?")[0]
-    return re.sub(r"^([^:]+://)[^/@]*@", r"\1", url)

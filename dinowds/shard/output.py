@@ -22,7 +22,7 @@ from dinowds.data.manifest import (
 from dinowds.errors import OutputError
 
 _OWN_NAMES = (MANIFEST_NAME, SAMPLES_NAME, QUARANTINE_NAME, UNFINISHED_NAME)
-_SUBSET_FILE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npy|json)(\.\d+\.tmp)?")
+_SUBSET_FILE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npy|json)(\.[0-9a-f]+\.tmp)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 Notes = dict[str, Any]

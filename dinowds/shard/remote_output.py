@@ -14,11 +14,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import xxhash
 
@@ -32,7 +31,8 @@ from dinowds.data.manifest import (
     Manifest,
 )
 from dinowds.errors import OutputError, StorageError
-from dinowds.remote.files import RemoteFiles
+from dinowds.remote.files import RemoteFiles, shown
+from dinowds.remote.threads import in_threads
 
 from .local_output import STATE_NAME, read_json, size_of
 from .output import Found, Notes, foreign_name, listed_shards, shard_stem, tar_path
@@ -41,10 +41,6 @@ _MARK = f"{UNFINISHED_NAME}/state.json"
 _RUN = f"{UNFINISHED_NAME}/run"
 _THREADS = 16
 """Small requests at once: each is one round trip, of some 20 ms."""
-
-_Item = TypeVar("_Item")
-_Value = TypeVar("_Value")
-
 
 @dataclass(frozen=True)
 class RemoteOutput:
@@ -56,7 +52,7 @@ class RemoteOutput:
     is_remote: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        return self.url
+        return shown(self.url)
 
     @property
     def name(self) -> str:
@@ -103,7 +99,7 @@ class RemoteOutput:
     def present(self, shards: Mapping[int, int], url: Callable[[int], str]) -> set[int]:
         kept = {index: size_of(tar_path(self.work, index)) for index in shards}
         taken = [index for index, size in shards.items() if size and kept[index] == 0]
-        sizes = dict(zip(taken, _in_threads(lambda index: self._size(url(index)), taken), strict=True))
+        sizes = dict(zip(taken, in_threads(lambda index: self._size(url(index)), taken, _THREADS), strict=True))
         return {index for index, size in shards.items() if not size or sizes.get(index) == size}
 
     def take_shard(self, index: int, url: str) -> None:
@@ -186,7 +182,7 @@ class RemoteOutput:
 
     def _remove(self, names: Iterable[str]) -> None:
         with self._errors():
-            _in_threads(lambda name: self.files.remove(self._at(name)), list(names))
+            in_threads(lambda name: self.files.remove(self._at(name)), list(names), _THREADS)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -195,15 +191,6 @@ class RemoteOutput:
             yield
         except FileNotFoundError:
             raise OutputError(f"{self}: no such place; make the bucket first, or give another --out") from None
-
-
-def _in_threads(function: Callable[[_Item], _Value], items: Collection[_Item]) -> list[_Value]:
-    """The function's values, in order. After an error no more are begun."""
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        return list(pool.map(function, items))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _replaced(mark: Any) -> set[str]:

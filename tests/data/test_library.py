@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dinowds.data import Dataset, Loader, Order, World
+from dinowds.data.decode import decode_image
+from dinowds.data.store.store import open_store
 from dinowds.errors import ConfigError
+from dinowds.shard.build import ShardOptions, build_dataset
+from tests.support import jpeg_patch
 
 README = Path(__file__).parents[2] / "README.md"
 ORDER = Order(batch_size=12, seed=3, chunk_size=4, window_chunks=3, partitions=4)
@@ -47,6 +54,42 @@ def test_loader__gives_bytes(dataset: Dataset) -> None:
     batch = next(iter(Loader(dataset, ORDER, decode=False)))
     assert [payload[:2] for payload in batch.payloads] == [b"\xff\xd8"] * 12
     assert not len(batch.images)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Dataset:
+    """40 patches of 8 sizes."""
+    with tarfile.open(tmp_path / "mixed.tar", "w") as tar:
+        for i in range(40):
+            payload = jpeg_patch(i, 32 + 8 * (i % 8))
+            member = tarfile.TarInfo(f"slide{i // 10}/{i}_0.jpg")
+            member.size = len(payload)
+            tar.addfile(member, io.BytesIO(payload))
+    build_dataset([tmp_path / "mixed.tar"], tmp_path / "shards", ShardOptions(max_count=20))
+    return Dataset.open(tmp_path / "shards")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader__batches_are_their_users_for_ever(mixed: Dataset, workers: int) -> None:
+    """All are kept, more than there are places, of all sizes, and compared when the loader is gone."""
+    order = Order(batch_size=4, seed=1, chunk_size=2, window_chunks=2, partitions=4)
+    images = list(Loader(mixed, order, epochs=2, num_workers=workers))
+    payloads = list(Loader(mixed, order, epochs=2, num_workers=workers, decode=False))
+    store = open_store(mixed)
+    for one, other in zip(images, payloads, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert isinstance(one.images, list)
+        for sample, image, payload in zip(one.ids.tolist(), one.images, other.payloads, strict=True):
+            assert payload == store.read(mixed[sample])
+            assert np.array_equal(image.numpy(), decode_image(payload))
+
+
+def test_loader__memory_is_used_again(dataset: Dataset) -> None:
+    addresses = []
+    for batch in Loader(dataset, ORDER, epochs=2):
+        assert isinstance(batch.images, torch.Tensor)
+        addresses.append(batch.images.data_ptr())
+    assert len(set(addresses)) <= 2 < len(addresses)
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (3, 0), (1, 2)])

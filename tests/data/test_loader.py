@@ -144,13 +144,13 @@ def test_stream__resuming_reads_and_looks_up_nothing_of_other_steps(
     dataset: Dataset, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    look_up = Dataset.__getitem__
-    monkeypatch.setattr(Dataset, "__getitem__", lambda self, i: asked.append(i) or look_up(self, i))  # type: ignore[func-returns-value]
+    look_up = Dataset.samples
+    monkeypatch.setattr(Dataset, "samples", lambda self, ids: asked.extend(ids.tolist()) or look_up(self, ids))  # type: ignore[func-returns-value]
     source = PlanSource(dataset, make_plan(dataset, ORDER), World(), start, None)
     raws = iter(source)
     samples = [next(raws)["__sample__"] for _ in range(ORDER.batch_size)]
     assert asked == samples
-    assert source.store.bytes_read == sum(look_up(dataset, sample).size for sample in samples)
+    assert source.store.bytes_read == sum(dataset[sample].size for sample in samples)
 
 
 def test_stream__crops_differ_between_epochs_and_samples(reference: list[dict[str, Any]]) -> None:

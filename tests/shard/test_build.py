@@ -255,7 +255,7 @@ def test_build__finished_dataset_is_refused_or_replaced(tmp_path: Path, make_tar
         build_dataset(sources, out, NAMED)
     assert tree(out) == before
     (out / "subsets").mkdir()
-    for name in ("fold_0.json", "fold_0.npy", ".fold_0.npy.17.tmp"):
+    for name in ("fold_0.json", "fold_0.npy", ".fold_0.npy.17af.tmp"):
         (out / "subsets" / name).write_text("{}")
     build_dataset(sources, out, ShardOptions(name="other", overwrite=True))
     assert sorted(tree(out)) == ["manifest.json", "quarantine.jsonl", "samples.parquet", "shards/other-000000.tar"]

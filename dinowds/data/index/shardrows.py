@@ -61,11 +61,18 @@ class ShardRows:
 
     def row(self, position: int) -> Row:
         """The sample at `position` of the shard, 0 … rows − 1."""
-        offset, size, _, digest, label, _, key, key_length, ext = self._records[position].item()
-        return Row(self._key(key, key_length), offset, size, self._exts[ext], digest, label)
+        return self._row(self._records[position].item())
+
+    def take(self, positions: NDArray[np.int64]) -> list[Row]:
+        """int64 [n] positions → [n] samples."""
+        return [self._row(record) for record in self._records[positions].tolist()]
+
+    def _row(self, record: tuple[Any, ...]) -> Row:
+        offset, size, _, digest, label, _, key, length, ext = record
+        return Row(self._key(key, length), offset, size, self._exts[ext], digest, label)
 
     def _key(self, start: int, length: int) -> str:
-        return bytes(self._buffer[self._keys + start : self._keys + start + length]).decode()
+        return str(self._buffer[self._keys + start : self._keys + start + length], "utf-8")
 
     @property
     def keys(self) -> list[str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from dinowds.data.location import join_url
 from dinowds.errors import StorageError
+from dinowds.files import open_regular
 from dinowds.remote.files import RemoteFiles, is_remote
+from dinowds.remote.threads import Threads
 
 _STEP = 1 << 20
 _BLOCK = 8 << 20
@@ -62,18 +66,20 @@ class DatasetFiles:
 
     @contextmanager
     def open(self, url: str) -> Iterator[HashingReader]:
-        """Raises OSError where it cannot be read or (remote) is not there, StorageError where the network fails."""
+        """Raises OSError where it cannot be read or (remote) is not there, StorageError where the network fails, and
+        DatasetError for a URL that has no business in this dataset.
+        """
         place = join_url(self._root, url)
         if not is_remote(place):
-            with open(place, "rb") as file:
-                yield HashingReader(file, Path(place).stat().st_size)
+            with open(open_regular(place), "rb") as file:
+                yield HashingReader(file, os.fstat(file.fileno()).st_size)
             return
         size = self.remote.size(place)
-        pool = ThreadPoolExecutor(_AHEAD)
+        threads = Threads(_AHEAD)
         try:
-            yield HashingReader(_Blocks(self.remote, place, size, pool), size)
+            yield HashingReader(_Blocks(self.remote, place, size, threads), size)
         finally:
-            pool.shutdown(cancel_futures=True)
+            threads.close()
 
     def names(self, folder: str) -> list[str]:
         """What lies in one of its folders, sorted; nothing where that cannot be known, as over HTTP."""
@@ -91,9 +97,9 @@ class DatasetFiles:
 class _Blocks:
     """A remote file, fetched some blocks ahead."""
 
-    def __init__(self, files: RemoteFiles, url: str, size: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, files: RemoteFiles, url: str, size: int, threads: Threads) -> None:
         ranges = ((start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
-        self._futures = (pool.submit(files.read, url, start, stop) for start, stop in ranges)
+        self._futures = (threads.submit(partial(files.read, url, start, stop)) for start, stop in ranges)
         self._ahead: deque[Future[bytes]] = deque(islice(self._futures, _AHEAD))
         self._block = b""
         self._at = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,20 +16,22 @@ Ids = NDArray[np.int64]
 Mask = NDArray[np.uint8]
 """One bit a sample, in the order of sample ids; the first sample is the lowest bit of the first byte."""
 
-_BLOCK = 64  # bytes of the mask for each number that is held: 512 samples, an eighth of the mask's own size
-_SLICE = 1 << 14  # blocks that are looked into at once: 1 MB
+_WORD = np.dtype("<u8")
+_SLICE = 1 << 17  # words that are looked into at once: 1 MB
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-_ONES = _BITS.sum(axis=1, dtype=np.uint8)
-"""uint8 [256]: ones of a byte."""
 _NTH_ONE = np.argsort(1 - _BITS, axis=1, kind="stable")
 """int64 [256, 8]: where the nth one of a byte is."""
+
+_EACH_BYTE = np.uint64(0x0101010101010101)  # times a byte: that byte eight times; times a word: its bytes' running sums
+_TOP_BITS = np.uint64(0x8080808080808080)
+_TO_LAST_BYTE = np.uint64(56)
 
 
 class Selection:
     """Samples of a dataset in the order of their ids; the one at place i is the i-th of them.
 
     Without a mask place and id are the same. With one, what is held is the mask (a bit a sample) and a number for each
-    512 samples.
+    64 samples, of 32 bits where that is enough.
     """
 
     def __init__(self, shard_counts: Sequence[int] | NDArray[np.int64], mask: Mask | None = None) -> None:
@@ -53,8 +56,9 @@ class Selection:
             raise DatasetError(
                 f"a mask of {mask.shape} bytes does not fit {num_samples} samples; make the subset again"
             )
-        self._before = _ones_before(mask)  # int64 [blocks + 1]
-        before_shard = self._rank(mask, self._first_id)
+        before = _ones_before(mask)
+        before_shard = _rank(mask, before, self._first_id)
+        self._before = before.astype(np.uint32 if before[-1] < 1 << 32 else np.int64)  # [words + 1]
         self.counts = np.diff(before_shard)
         self._num_selected = int(before_shard[-1])
 
@@ -71,18 +75,8 @@ class Selection:
         """int64 [n] places, each 0 … len − 1 → int64 [n] sample ids."""
         if self.mask is None:
             return places
-        blocks = np.searchsorted(self._before, places, side="right") - 1
-        nth = places - self._before[blocks]  # of the ones of its block
-        ids = blocks * (8 * _BLOCK)
-        for start in range(0, len(places), _SLICE):
-            part = slice(start, start + _SLICE)
-            packed = _blocks(self.mask, blocks[part])
-            ones = _ONES[packed]
-            up_to = np.cumsum(ones, axis=1, dtype=np.int64)
-            byte = np.argmax(up_to > nth[part, None], axis=1)
-            which = (np.arange(len(byte)), byte)
-            ids[part] += 8 * byte + _NTH_ONE[packed[which], nth[part] - up_to[which] + ones[which]]
-        return ids
+        words = np.searchsorted(self._before, places.astype(self._before.dtype), side="right") - 1
+        return 64 * words + _nth_ones(_words(self.mask, words), places - self._before[words])
 
     def all_ids(self) -> Ids:
         """int64 [len]: the ids of all selected samples."""
@@ -101,32 +95,32 @@ class Selection:
         """Those that `mask` selects too."""
         return Selection(np.diff(self._first_id), mask if self.mask is None else self.mask & mask)
 
-    def _rank(self, mask: Mask, ids: Ids) -> Ids:
-        """Selected samples before each of `ids`."""
-        blocks, bits = np.divmod(ids, 8 * _BLOCK)
-        ranks: Ids = self._before[blocks]
-        starts = 8 * np.arange(_BLOCK)
-        for start in range(0, len(ids), _SLICE):
-            part = slice(start, start + _SLICE)
-            taken = np.clip(bits[part, None] - starts, 0, 8)  # bits of each byte that are before the id
-            ranks[part] += _ONES[_blocks(mask, blocks[part]) & ((1 << taken) - 1)].sum(axis=1, dtype=np.int64)
-        return ranks
-
 
 def pack_mask(chosen: NDArray[np.bool_]) -> Mask:
     """bool [samples] → mask."""
     return np.packbits(chosen, bitorder="little")
 
 
-def open_mask(path: str) -> Mask:
-    """Map the mask that is stored at `path`; raises ValueError or OSError where there is none."""
-    mask: Mask = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mask
+def mask_header(num_bytes: int) -> bytes:
+    """How the .npy file of a mask of so many bytes begins, with every version of numpy."""
+    about = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({num_bytes},), }}"
+    padding = -(10 + len(about) + 1) % 64
+    return b"\x93NUMPY\x01\x00" + (len(about) + padding + 1).to_bytes(2, "little") + f"{about}{padding * ' '}\n".encode()
+
+
+def open_mask(path: str, num_samples: int) -> Mask:
+    """Map the mask of so many samples that is stored at `path`; raises ValueError or OSError where there is none."""
+    num_bytes = -(-num_samples // 8)
+    header = mask_header(num_bytes)
+    with open(path, "rb") as file:
+        if file.read(len(header)) != header or file.seek(0, os.SEEK_END) != len(header) + num_bytes:
+            raise ValueError(f"it is no mask of {num_samples} samples")
+        return np.memmap(file, np.uint8, "r", len(header), num_bytes)
 
 
 def _reopened(totals: Ids, path: str, digest: bytes) -> Selection:
     try:
-        mask = open_mask(path)
+        mask = open_mask(path, int(totals.sum()))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be opened again ({error}); restore it") from None
     if xxhash.xxh3_128_digest(mask.data) != digest:
@@ -135,17 +129,47 @@ def _reopened(totals: Ids, path: str, digest: bytes) -> Selection:
 
 
 def _ones_before(mask: Mask) -> Ids:
-    """int64 [blocks + 1]: ones before each block of the mask; the last one is for all of it."""
-    sums = [np.zeros(1, dtype=np.int64)]
-    for start in range(0, len(mask), _SLICE * _BLOCK):
-        ones = _ONES[mask[start : start + _SLICE * _BLOCK]]
-        sums.append(np.add.reduceat(ones, np.arange(0, len(ones), _BLOCK), dtype=np.int64))
-    before: Ids = np.cumsum(np.concatenate(sums))
-    return before
+    """int64 [words + 1]: ones before each word of the mask; the last one is for all of it."""
+    num_words = -(-len(mask) // 8)
+    before = np.zeros(num_words + 1, dtype=np.int64)
+    for start in range(0, num_words, _SLICE):
+        words = np.arange(start, min(start + _SLICE, num_words))
+        before[words + 1] = _ones_up_to(_words(mask, words)) >> _TO_LAST_BYTE
+    return np.cumsum(before)
 
 
-def _blocks(mask: Mask, blocks: Ids) -> NDArray[np.uint8]:
-    """uint8 [n, 64]: blocks of the mask; what lies behind its end is 0."""
-    places = blocks[:, None] * _BLOCK + np.arange(_BLOCK)
-    packed: NDArray[np.uint8] = np.where(places < len(mask), mask[np.minimum(places, len(mask) - 1)], np.uint8(0))
-    return packed
+def _rank(mask: Mask, before: Ids, ids: Ids) -> Ids:
+    """Selected samples before each of `ids`."""
+    words, bits = np.divmod(ids, 64)
+    of_word = _words(mask, words) & ((np.uint64(1) << bits.astype(np.uint64)) - np.uint64(1))
+    return before[words] + (_ones_up_to(of_word) >> _TO_LAST_BYTE).astype(np.int64)
+
+
+def _words(mask: Mask, places: Ids) -> NDArray[np.uint64]:
+    """uint64 [n]: words of the mask; what lies behind its end is 0."""
+    whole = mask[: len(mask) // 8 * 8].view(_WORD)
+    last = np.zeros(8, dtype=np.uint8)
+    last[: len(mask) % 8] = mask[whole.nbytes :]
+    words = np.full(len(places), last.view(_WORD)[0], dtype=_WORD)
+    is_whole = places < len(whole)
+    words[is_whole] = whole[places[is_whole]]
+    return words
+
+
+def _ones_up_to(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """uint64 [n]: in each byte of a word, the ones of the word up to and with that byte. Neighbours are added up."""
+    pairs = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    fours = (pairs & np.uint64(0x3333333333333333)) + ((pairs >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    return ((fours + (fours >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)) * _EACH_BYTE
+
+
+def _nth_ones(words: NDArray[np.uint64], nth: Ids) -> Ids:
+    """int64 [n]: which bit of each word is its one number `nth`."""
+    wanted, up_to = nth.astype(np.uint64), _ones_up_to(words)
+    # A byte of `passed` has its top bit where the one that is wanted lies behind that byte.
+    passed = ((wanted * _EACH_BYTE) | _TOP_BITS) - up_to
+    shift = np.uint64(8) * ((((passed & _TOP_BITS) >> np.uint64(7)) * _EACH_BYTE) >> _TO_LAST_BYTE)
+    of_byte = wanted - (((up_to << np.uint64(8)) >> shift) & np.uint64(0xFF))
+    byte = (words >> shift) & np.uint64(0xFF)
+    found: Ids = shift.astype(np.int64) + _NTH_ONE[byte.astype(np.intp), of_byte.astype(np.intp)]
+    return found
