@@ -76,7 +76,7 @@ def write_dataset(folder: Path, num_rows: int) -> None:
         for shard in range(num_shards):
             writer.write_table(with_keys(rows, shard), row_group_size=len(rows))
     shards = [
-        Shard(f"shards/patches-{shard:06d}.tar", len(rows), 256 << 20, f"{shard:064x}") for shard in range(num_shards)
+        Shard(f"shards/patches-{shard:06d}.tar", len(rows), 1 << 30, f"{shard:064x}") for shard in range(num_shards)
     ]
     cohorts = {f"cohort{number}": num_shards * len(rows) // COHORTS for number in range(COHORTS)}
     labels = tuple(str(label) for label in range(LABELS))

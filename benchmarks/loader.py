@@ -1,11 +1,12 @@
 """How fast do images come out of a loader: dinowds, webdataset, an mmap map dataset and MosaicML streaming?
 
-    python benchmarks/loader.py [--read] [--workers 0 1 2] [--peers dinowds map-cv2] [--json FILE]
+    python benchmarks/loader.py [--read] [--workers 0 1 2] [--peers dinowds map-cv2] [--images N] [--rounds N]
+                                [--folder FOLDER] [--json FILE]
 
 All read the same JPEG patches from a warm page cache in shuffled batches, each in a process of its own; rounds of all
 alternate and medians are compared. By default images are decoded, to one uint8 tensor a batch; `--read` takes the bytes
 alone. Peers come twice: with Pillow, as they are mostly used, and with the decoder that dinowds has. Loader processes
-have one thread each; the main process only counts.
+have one thread each; the main process only counts, and lets a batch go before it takes the next but one.
 
 Images/s and CPU time (user and system, all processes) count from the batch at which every loader process has delivered
 one. The first batch counts from before the dataset is opened, after imports. Memory comes from another run: the highest

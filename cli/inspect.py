@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import print_json, printable
+from .shared import interruptible, print_json, printable
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
@@ -40,31 +40,34 @@ def inspect(
     from dinowds.data.summary import summarize
     from dinowds.data.verify import verify_dataset
     from dinowds.errors import DatasetError
+    from dinowds.remote.urls import shown
 
+    title = shown(dataset)
     damages: list[Damage] = []
-    if verify:
-        with _progress() as report:
-            damages = verify_dataset(dataset, report)
     summary: Summary | None = None
-    try:
-        summary = summarize(dataset)
-    except DatasetError:
-        if not damages:
-            raise
+    with interruptible("begin anew"):
+        if verify:
+            with _progress() as report:
+                damages = verify_dataset(dataset, report)
+        try:
+            summary = summarize(dataset)
+        except DatasetError:
+            if not damages:
+                raise
     if as_json:
-        content: dict[str, Any] = {"dataset": dataset, **({} if summary is None else summary.to_json())}
+        content: dict[str, Any] = {"dataset": title, **({} if summary is None else summary.to_json())}
         if verify:
             content["damages"] = [{"shard": d.shard, "key": d.key, "problem": d.problem} for d in damages]
         print_json(content)
     else:
         if summary is not None:
-            print_summary(summary, dataset)
+            print_summary(summary, title)
         _print_damages(damages, verify)
     if damages:
         first = damages[0]
         where = first.shard if first.key is None else f"{first.shard}, key {first.key}"
         advice = "make the dataset again, or copy it again"
-        raise DatasetError(f"{dataset}: damage found: {len(damages)}, first in {where}: {first.problem}; {advice}")
+        raise DatasetError(f"{title}: damage found: {len(damages)}, first in {where}: {first.problem}; {advice}")
 
 
 def print_summary(summary: Summary, title: str) -> None:

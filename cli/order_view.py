@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 _MAX_ROWS = 12
 _WELL_MIXED = 0.98
-_AT_ONCE = 8  # batches that are planned together
+_WELL_MIXED_AT_EDGES = 0.9  # of few batches, whose ratio is not known as well
+_AT_ONCE = 1 << 15  # draws that are planned and looked up together
 
 
 def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     """What every JSON answer begins with."""
+    from dinowds.remote.urls import shown
+
     return {
-        "dataset": dataset.url,
+        "dataset": shown(dataset.url),
         "subset": dataset.subset,
         "samples": len(dataset),
         "order": {**dataclasses.asdict(plan.order), "weights": dict(plan.order.weights)},
@@ -41,9 +44,10 @@ def print_batches_json(dataset: Dataset, plan: Plan, steps: range, ranks: Sequen
     start, end = head[: head.rindex("]")], head[head.rindex("]") :]
     separator = start
     for step, rows in _named_batches(dataset, plan, steps):
-        batch = {"step": step, "epoch": step // plan.steps_per_epoch, "keys": [row.key for row in rows]}
+        columns = dict(zip(("keys", "cohorts", "slides", "labels"), zip(*rows, strict=True), strict=True))
+        batch = {"step": step, "epoch": step // plan.steps_per_epoch, **columns}
         if ranks:
-            batch["ranks"] = list(ranks)
+            batch["ranks"] = ranks
         print(f"{separator}\n  {json.dumps(batch, ensure_ascii=False)}", end="")  # noqa: T201
         separator = ","
     print(f"\n {end}")  # noqa: T201
@@ -66,11 +70,13 @@ def show_batches(dataset: Dataset, plan: Plan, steps: range, ranks: Sequence[int
 def _named_batches(dataset: Dataset, plan: Plan, steps: range) -> Iterator[tuple[int, list[Named]]]:
     from dinowds.data.order.listing import Listing
 
-    listing = Listing(dataset)
-    for start in range(0, len(steps), _AT_ONCE):
-        block = steps[start : start + _AT_ONCE]
-        for step, ids in zip(block, plan.draws(block).ids, strict=True):
-            yield step, listing.of(ids)
+    listing, batch_size = Listing(dataset), plan.order.batch_size
+    at_once = max(1, _AT_ONCE // batch_size)
+    for start in range(0, len(steps), at_once):
+        block = steps[start : start + at_once]
+        rows = listing.of(plan.draws(block).ids.ravel())
+        for place, step in enumerate(block):
+            yield step, rows[place * batch_size : (place + 1) * batch_size]
 
 
 def exposure_json(exposure: Exposure, plan: Plan) -> dict[str, Any]:
@@ -131,12 +137,14 @@ def quality_json(quality: Quality) -> dict[str, Any]:
 
 def show_quality(quality: Quality, dataset: Dataset, plan: Plan) -> None:
     console = _introduce(dataset, plan)
-    looked_at = "all" if quality.batches == quality.steps_per_epoch else f"{quality.batches:,}, evenly spread"
+    how = "" if quality.is_whole else ": evenly spread, and the first and last"
     rows: list[tuple[str, object]] = [
-        ("batches looked at", f"{looked_at} of {quality.steps_per_epoch:,}"),
+        ("batches looked at", f"{quality.batches:,} of {quality.steps_per_epoch:,}{how}"),
         ("distinct slides of a batch, mean", f"{quality.distinct_slides:,.2f}"),
         ("of a uniform draw", f"{quality.expected_slides:,.2f}"),
         ("ratio", f"{quality.ratio:.4f}"),
+        ("of the epoch's first batches", "-" if quality.first_ratio is None else f"{quality.first_ratio:.4f}"),
+        ("of its last batches", "-" if quality.last_ratio is None else f"{quality.last_ratio:.4f}"),
         ("most samples of one slide in a batch", quality.most_of_a_slide),
         ("data.max_per_slide", "none" if quality.cap is None else quality.cap),
         ("samples of a batch without slide, mean", f"{quality.samples_without_slide:,.2f}"),
@@ -149,20 +157,32 @@ def show_quality(quality: Quality, dataset: Dataset, plan: Plan) -> None:
 
 def explain(quality: Quality) -> str:
     """What the figures mean, in a sentence or two."""
-    if quality.ratio >= _WELL_MIXED:
-        text = "Well mixed: a batch has as many slides as a uniform draw of the same samples would have."
-        if quality.cap is not None and quality.ratio > 1:
-            text = "Well mixed: kept apart by the cap, a batch has more slides than a uniform draw of the same samples."
-    else:
+    seen = "" if quality.is_whole else ", of the batches looked at"
+    advice = "leave data.window_chunks and data.partitions out, or raise data.window_chunks, or shuffle the dataset"
+    edges = {"first": quality.first_ratio, "last": quality.last_ratio}
+    unlike = [name for name, ratio in edges.items() if ratio is not None and ratio < _WELL_MIXED_AT_EDGES]
+    if quality.ratio < _WELL_MIXED:
         text = (
-            f"Poorly mixed: a batch has {1 - quality.ratio:.0%} fewer slides than a uniform draw of the same samples "
-            "would have; leave data.window_chunks and data.partitions out, or raise data.window_chunks, or shuffle the "
-            "dataset when it is made."
+            f"Poorly mixed{seen}: a batch has {1 - quality.ratio:.0%} fewer slides than a uniform draw of the same "
+            f"samples would have; {advice} when it is made."
         )
+    elif unlike:
+        text = (
+            f"Poorly mixed at the epoch's edge: its {unlike[0]} batches have {1 - (edges[unlike[0]] or 0):.0%} fewer "
+            f"slides than a uniform draw of the same samples would have; {advice} when it is made."
+        )
+    elif quality.cap is not None and quality.ratio > 1:
+        text = (
+            f"Well mixed{seen}: kept apart by the cap, a batch has more slides than a uniform draw of the same samples."
+        )
+    else:
+        text = f"Well mixed{seen}: a batch has as many slides as a uniform draw of the same samples would have."
     if quality.cap_kept is False:
         text += (
             f" The cap is not kept: a batch has {quality.most_of_a_slide} samples of a slide; raise data.max_per_slide."
         )
+    elif quality.cap_kept:
+        text += f" The cap is kept{seen}."
     return text
 
 

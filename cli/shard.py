@@ -90,6 +90,7 @@ def shard(
 
     [dim]dinowds shard cohort-a.tar cohort-b.tar --out datasets/patches[/dim]
     """
+    from dinowds.remote.urls import shown
     from dinowds.shard.build import ShardOptions, build_dataset, plan_dataset
     from dinowds.shard.records import DEFAULT_KEY_PATTERN
 
@@ -106,7 +107,7 @@ def shard(
     )
     with interruptible(), show_progress() as report:
         if dry_run:
-            _print_plan(plan_dataset(sources, out, options, report), out, as_json)
+            _print_plan(plan_dataset(sources, out, options, report), shown(out), as_json)
             return
         manifest = build_dataset(sources, out, options, report)
     _print_summary(manifest, out, as_json)
@@ -114,10 +115,11 @@ def shard(
 
 def _print_summary(manifest: Manifest, out: str, as_json: bool) -> None:
     from dinowds.data.summary import summarize
+    from dinowds.remote.urls import shown
 
     summary = summarize(out if "://" in out else Path(out).resolve())
     if as_json:
-        print_json({"dataset": out, **summary.to_json()})
+        print_json({"dataset": shown(out), **summary.to_json()})
         return
     rows: list[tuple[str, object]] = [
         ("samples", summary.samples),
@@ -128,7 +130,7 @@ def _print_summary(manifest: Manifest, out: str, as_json: bool) -> None:
     ]
     rows += [(f"skipped: {what}", count) for what, count in manifest.metadata.get("skipped", {}).items()]
     rows += [(f"quarantined: {reason}", count) for reason, count in manifest.quarantined.items()]
-    _print_rows(out, rows)
+    _print_rows(shown(out), rows)
 
 
 def _print_plan(plan: ShardPlan, out: str, as_json: bool) -> None:

@@ -30,11 +30,11 @@ def print_json(content: Any) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(to: str = "go on") -> Iterator[None]:
     """Say how to go on after a Ctrl-C; Typer would end without a word."""
     from dinowds.errors import Interrupted
 
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; give the same command again to go on") from None
+        raise Interrupted(f"interrupted; give the same command again to {to}") from None

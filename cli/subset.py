@@ -46,16 +46,20 @@ def subset(
     [dim]dinowds subset datasets/patches --name fold_0 --slides fold_0/train.txt --max-per-slide 500[/dim]
     """
     from dinowds.data.dataset import Dataset
+    from dinowds.data.location import split_location
+    from dinowds.data.subsets.subset import check_writable, write_subset
+    from dinowds.remote.urls import shown
 
     if (name is None) != list_all:
         raise typer.BadParameter("give --name for a new subset, or --list", param_hint="--name")
     with interruptible():
+        if not list_all:
+            check_writable(split_location(dataset)[0])
         opened = Dataset.open(dataset)
         if list_all:
             _print_list(opened, as_json)
             return
         from dinowds.data.subsets.choose import SubsetOptions, choose_subset
-        from dinowds.data.subsets.subset import write_subset
 
         assert name is not None
         options = SubsetOptions(keep, remove, where, slides, max_per_slide, fraction, seed)
@@ -63,12 +67,14 @@ def subset(
         for notice in notices:
             print_notice(notice)
         if not write_subset(opened.url, made, mask, opened.files, overwrite):
-            print_notice(f"{opened.url}:{name} is there already, and is the same")
+            print_notice(f"{shown(opened.url)}:{name} is there already, and is the same")
     _print_subset(opened, made, as_json)
 
 
 def _print_subset(dataset: Dataset, made: Subset, as_json: bool) -> None:
-    location = f"{dataset.url}:{made.name}"
+    from dinowds.remote.urls import shown
+
+    location = f"{shown(dataset.url)}:{made.name}"
     if as_json:
         print_json({"dataset": location, **made.to_json()})
         return
@@ -87,20 +93,27 @@ def _print_subset(dataset: Dataset, made: Subset, as_json: bool) -> None:
 def _print_list(dataset: Dataset, as_json: bool) -> None:
     from dinowds.data.subsets.subset import describe, list_subsets, read_subset
     from dinowds.errors import DatasetError
+    from dinowds.remote.urls import HTTP, scheme_of, shown
 
     found: list[Subset] = []
-    for name in list_subsets(dataset.url, dataset.files):
+    names = list_subsets(dataset.url, dataset.files)
+    for name in names:
         try:
             found.append(read_subset(dataset.url, name, dataset.manifest, dataset.files))
         except DatasetError as error:
             print_notice(str(error))
+    url = shown(dataset.url)
+    if not names:
+        over_http = scheme_of(url) in HTTP
+        print_notice(
+            f"{url}: " + ("the server lists no subsets, though there may be some" if over_http else "has no subsets")
+        )
     if as_json:
-        print_json({"dataset": dataset.url, "subsets": [subset.to_json() for subset in found]})
+        print_json({"dataset": url, "subsets": [subset.to_json() for subset in found]})
         return
     from rich.console import Console
 
     if not found:
-        print_notice(f"{dataset.url}: has no subsets")
         return
     rows = [(subset.name, subset.samples, subset.slides, describe(subset.definition)) for subset in found]
-    Console().print(make_table(dataset.url, ("subset", "samples", "slides", "made with"), rows))
+    Console().print(make_table(url, ("subset", "samples", "slides", "made with"), rows))

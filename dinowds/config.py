@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -125,7 +126,7 @@ class DataConfig:
     max_per_slide: int | None = None
     """Most samples of one slide in a global batch; null for any number."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Cohort → its share of the samples that are drawn, in any unit; {} for every sample once an epoch."""
+    """Cohort → its share of the samples that are drawn, in any unit; {} or null for every sample once an epoch."""
     verify_digests: bool = True
     """Compare each payload with the digest in the index as it is read (about 1 microsecond a patch)."""
     max_bad_samples: int = 100
@@ -287,6 +288,7 @@ def check_config(config: PatchConfig) -> None:
         "data.read_ahead": data.read_ahead,
         "data.cache_gib": data.cache_gib,
         "speed.num_workers": 0 if speed.num_workers is None else speed.num_workers,
+        **{f"data.weights.{name}": weight for name, weight in data.weights.items()},
     }
     choices = {
         "student.arch": (student.arch, ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")),
@@ -295,7 +297,10 @@ def check_config(config: PatchConfig) -> None:
     }
     rules: list[tuple[str, object, bool, str]] = [
         *((key, value, value >= 1, "at least 1") for key, value in at_least_one.items()),
-        *((key, value, value >= 0, "0 or more") for key, value in not_negative.items()),
+        *(
+            (key, value, 0 <= value < math.inf, "0 or more" if value < 0 else "a finite number")
+            for key, value in not_negative.items()
+        ),
         *((key, value, value in allowed, f"one of {', '.join(allowed)}") for key, (value, allowed) in choices.items()),
         ("student.drop_path_rate", student.drop_path_rate, 0 <= student.drop_path_rate < 1, "0 ≤ rate < 1"),
         ("teacher.momentum_teacher", teacher.momentum_teacher, 0 <= teacher.momentum_teacher <= 1, "0 to 1"),
@@ -309,7 +314,8 @@ def check_config(config: PatchConfig) -> None:
         rules.append((f"crops.{key}", value, value >= 1 and value % student.patch_size == 0, expected))
     for key, value, holds, expected in rules:
         if not holds:
-            raise ConfigError(f"{key} is {value}, expected {expected}")
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{key} is {shown}, expected {expected}")
 
 
 def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any:
@@ -324,11 +330,33 @@ def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any
     for key in flatten(content):
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")
+    content, nulls = _without_nulls(content, source)
     try:
+        for key in nulls:
+            OmegaConf.update(merged, key, {}, merge=False)
         return OmegaConf.merge(merged, OmegaConf.create(content))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
+
+
+def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """`content` without the free-form keys that are null or have all their lines commented out, and these keys."""
+    nulls = []
+    for key in sorted(_FREE_FORM):
+        section, _, name = key.partition(".")
+        inner = content.get(section, {})
+        if name not in inner:
+            continue
+        pairs = inner[name]
+        if pairs is None:
+            nulls.append(key)
+            content = {**content, section: {other: value for other, value in inner.items() if other != name}}
+        elif not isinstance(pairs, dict) or any(isinstance(value, dict | list) for value in pairs.values()):
+            raise ConfigError(
+                f"{source}: {key}: expected COHORT: WEIGHT pairs, such as '{key}={{alpha: 2, beta: 1}}', found {pairs}"
+            )
+    return content, nulls
 
 
 def _suggestion(key: str, known: dict[str, Any]) -> str:

@@ -117,12 +117,13 @@ _unforked: set[int] = set()
 _forking = threading.RLock()
 
 
-def open_unforked(path: Path) -> int:
-    """A descriptor for reading and writing; makes the file if it is missing. For locks: forked children do not get it,
-    who would go on holding the lock when this process lets go, or is killed.
+def open_unforked(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """A descriptor that forked children do not get; for reading and writing, of a new file where there is none.
+
+    A child would go on holding a lock on it when this process lets go, or is killed.
     """
     with _forking:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
         _unforked.add(descriptor)
     return descriptor
 

@@ -83,15 +83,27 @@ def test_to_yaml__loads_back(tmp_path: Path) -> None:
         ("=3", "expected key=value"),
         ("train.batch_size=0", "train.batch_size is 0, expected at least 1"),
         ("student.arch=resnet", "student.arch is resnet, expected one of vit_tiny, vit_small"),
-        ("student.drop_path_rate=1.0", "student.drop_path_rate is 1.0"),
+        ("student.drop_path_rate=1.0", "student.drop_path_rate is 1,"),
         ("optim.max_steps=0", "optim.max_steps is 0, expected at least 1"),
         ("student.depth=0", "student.depth is 0, expected at least 1"),
         ("data.partitions=0", "data.partitions is 0, expected at least 1"),
         ("data.chunk_size=0", "data.chunk_size is 0, expected at least 1"),
         ("optim.lr=${nothing}", "Interpolation"),
-        ("optim.warmup_epochs=50", "optim.warmup_epochs is 50.0, expected less than optim.epochs"),
+        ("optim.warmup_epochs=50", "optim.warmup_epochs is 50, expected less than optim.epochs"),
         ("crops.local_crops_size=100", "crops.local_crops_size is 100, expected a multiple of student.patch_size, 16"),
-        ("teacher.teacher_temp=0", "teacher.teacher_temp is 0.0, expected above 0"),
+        ("teacher.teacher_temp=0", "teacher.teacher_temp is 0, expected above 0"),
+        ("data.weights=3", "data.weights: expected COHORT: WEIGHT pairs, such as"),
+        ("data.weights=alpha", "data.weights: expected COHORT: WEIGHT pairs, such as"),
+        ("data.weights=[1, 2]", "found [1, 2]"),
+        ("data.weights.tcga.v2=1", "found {'tcga': {'v2': 1}}"),
+        ("data.weights={a: [1]}", "found {'a': [1]}"),
+        ("data.weights.a=null", "data.weights.a"),
+        ("data.weights.a=-1", "data.weights.a is -1, expected 0 or more"),
+        ("data.weights.a=.nan", "data.weights.a is nan, expected a finite number"),
+        ("data.weights.a=.inf", "data.weights.a is inf, expected a finite number"),
+        ("data.cache_gib=-1", "data.cache_gib is -1, expected 0 or more"),
+        ("data.cache_gib=.nan", "data.cache_gib is nan, expected a finite number"),
+        ("data.cache_gib=.inf", "data.cache_gib is inf, expected a finite number"),
         ("speed.precision=fp8", "speed.precision is fp8, expected one of auto, bf16, fp32"),
     ],
 )
@@ -110,6 +122,7 @@ def test_load_config__bad_override_is_named(override: str, message: str) -> None
         ("optim: {momentum: 0.9}", "unknown key 'optim.momentum'"),
         ("optim: 3", "unknown key 'optim', which is a section"),
         ("1: 2", "unknown key '1'"),
+        ("data:\n  weights: 3", "data.weights: expected COHORT: WEIGHT pairs"),
     ],
 )
 def test_load_config__bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -177,3 +190,20 @@ def test_weights__of_any_cohort_in_files_and_overrides(tmp_path: Path) -> None:
         load_config(None, ["data.weights.a=much"])
     with pytest.raises(ConfigError, match=r"did you mean 'data.weights'"):
         load_config(None, ["data.wieghts.a=1"])
+
+
+@pytest.mark.parametrize(
+    "text", ["data:\n  weights:\n    # alpha: 2\n  chunk_size: 8\n", "data: {weights: null, chunk_size: 8}"]
+)
+def test_weights__none_are_written(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    config = load_config(file)
+    assert (config.data.weights, config.data.chunk_size) == ({}, 8)
+
+
+def test_weights__null_takes_a_file_s_away(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {weights: {alpha: 2}}")
+    assert load_config(file, ["data.weights=null"]).data.weights == {}
+    assert load_config(file, ["data.weights=null", "data.weights.beta=1"]).data.weights == {"beta": 1.0}

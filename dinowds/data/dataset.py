@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dinowds.data.index.lookup import Index
+from dinowds.data.index.rowgroups import open_file
 from dinowds.data.index.shardrows import ShardRows
 from dinowds.data.location import join_url, split_location
 from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, Manifest, read_manifest
@@ -20,7 +21,7 @@ from dinowds.data.store.fetch import fetch
 from dinowds.data.subsets.selection import Ids, Mask, Selection, pack_mask
 from dinowds.data.subsets.subset import Subset, load_mask, read_subset
 from dinowds.errors import DatasetError
-from dinowds.remote.files import RemoteFiles, is_remote
+from dinowds.remote.files import RemoteFiles, is_remote, shown
 
 
 class Sample(NamedTuple):
@@ -117,10 +118,10 @@ class Dataset:
         counts = np.diff(self._first_id)
         if self._subset is None:
             return Selection(counts)
-        selection = Selection(counts, load_mask(self.url, self._subset, self.files))
+        selection = Selection(counts, load_mask(self.url, self._subset, int(counts.sum()), self.files))
         if len(selection) != self._subset.samples:
             raise DatasetError(
-                f"{self.url}: subset {self.subset!r} has {len(selection)} samples, its description says "
+                f"{shown(self.url)}: subset {self.subset!r} has {len(selection)} samples, its description says "
                 f"{self._subset.samples}; make it again with --overwrite"
             )
         return selection
@@ -141,15 +142,13 @@ class Dataset:
         try:
             return fetch(self.files, url, self.manifest.samples_sha256, ".parquet")
         except FileNotFoundError:
-            raise DatasetError(f"{url}: no such file, though there is a manifest; copy the dataset again") from None
+            raise DatasetError(
+                f"{shown(url)}: no such file, though there is a manifest; copy the dataset again"
+            ) from None
 
     @cached_property
     def index(self) -> Index:
-        return Index(self.index_path, self.manifest.samples_sha256, tuple(self.manifest.cohorts))
-
-    def shard_path(self, shard: int) -> Path:
-        """The tar of shard number `shard` of a local dataset."""
-        return Path(self.shard_url(shard))
+        return Index(self.index_path, self.manifest)
 
     @property
     def shard_counts(self) -> list[int]:
@@ -210,7 +209,8 @@ class Dataset:
 
     def columns(self, names: list[str]) -> pa.Table:
         """Whole columns of the index, in the order of sample ids."""
-        return pq.read_table(self.index_path, columns=names, partitioning=None)
+        with open_file(self.index_path) as source:
+            return pq.read_table(source, columns=names, partitioning=None)
 
     def _gather(self, ids: Ids, name: str, dtype: Any) -> NDArray[Any]:
         found = np.empty(len(ids), dtype)

@@ -7,6 +7,7 @@ It is written last and by rename: a folder without one is not a finished dataset
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from dinowds.errors import DatasetError
 from dinowds.files import write_atomic
-from dinowds.remote.files import RemoteFiles, is_remote
+from dinowds.remote.files import RemoteFiles, is_remote, shown
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -25,6 +26,8 @@ SHARDS_NAME = "shards"
 SUBSETS_NAME = "subsets"
 UNFINISHED_NAME = ".unfinished"
 """Folder in which `dinowds shard` keeps what it needs to go on; removed when the manifest is written."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Kind = Literal["image", "region"]
 
@@ -118,7 +121,7 @@ class Manifest:
         if block["kind"] not in ("image", "region"):
             raise ValueError(f"kind is {block['kind']!r}, expected 'image' or 'region'")
         shards = tuple(
-            Shard(str(entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(sha256))
+            Shard(_printable(entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), _hex_sha256(sha256))
             for entry, sha256 in zip(content["shardlist"], block["shard_sha256"], strict=True)
         )
         return cls(
@@ -133,6 +136,19 @@ class Manifest:
             metadata=dict(block["metadata"]),
             shuffled=bool(block.get("shuffled", True)),
         )
+
+
+def _printable(url: Any) -> str:
+    if any(ord(character) < 32 for character in str(url)):
+        raise ValueError(f"a shard's url is {str(url)!r}, expected one without control characters")
+    return str(url)
+
+
+def _hex_sha256(text: Any) -> str:
+    """Chunks of remote shards are kept by it."""
+    if not _SHA256.fullmatch(str(text)):
+        raise ValueError(f"a shard's sha256 is {text!r}, expected 64 hex digits")
+    return str(text)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -150,7 +166,7 @@ def read_manifest(location: Path | str, files: RemoteFiles | None = None) -> Man
     """
     if isinstance(location, str) and is_remote(location):
         path = f"{location.rstrip('/')}/{MANIFEST_NAME}"
-        return _parse(path, _read_remote(location, path, files or RemoteFiles()))
+        return _parse(shown(path), _read_remote(location, path, files or RemoteFiles()))
     folder = Path(location)
     try:
         content = (folder / MANIFEST_NAME).read_bytes()
@@ -168,7 +184,7 @@ def _read_remote(url: str, path: str, files: RemoteFiles) -> bytes:
         return files.read(path)
     except FileNotFoundError:
         raise DatasetError(
-            f"{url}: no such dataset, or an unfinished one (it has no {MANIFEST_NAME}); give the URL that "
+            f"{shown(url)}: no such dataset, or an unfinished one (it has no {MANIFEST_NAME}); give the URL that "
             "'dinowds shard --out' wrote to, or run that command again"
         ) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dinowds.data.dataset import Dataset, Sample
 from dinowds.data.decode import decode_image
+from dinowds.data.order.exposure import cohort_shares
 from dinowds.data.order.plan import Plan
+from dinowds.data.order.pool import open_samples
 from dinowds.data.store.cache import CacheOptions
 from dinowds.data.store.runs import Runs, run_of
 from dinowds.data.store.store import Run, Store, open_store
@@ -52,23 +55,25 @@ class _Drawn(NamedTuple):
 
 
 def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) -> None:
-    """Refuse a cache into which the open windows of a host do not fit: chunks would be fetched again and again.
+    """Refuse a cache into which the open chunks of a host do not fit: they would be fetched again and again.
+
+    Args:
+        num_hosts: that share each batch equally.
 
     Raises:
         ConfigError: a dataset with remote shards needs more than `max_bytes`.
     """
-    order, manifest = plan.order, dataset.manifest
+    manifest = dataset.manifest
     if not any(is_remote(dataset.shard_url(shard)) for shard in range(len(manifest.shards))):
         return
-    assert order.partitions is not None
-    assert order.window_chunks is not None
-    pool = min(len(dataset), order.partitions * order.window_chunks * order.chunk_size)
-    needed = pool * manifest.num_bytes / manifest.num_samples / min(num_hosts, order.partitions)
+    shares = [share for share in cohort_shares(manifest.cohorts, plan.order.weights).values() if share > 0]
+    samples = open_samples(plan, shares if plan.order.weights else [1.0], num_hosts)
+    needed = samples * manifest.num_bytes / manifest.num_samples
     if needed > max_bytes:
         raise ConfigError(
             f"data.cache_gib is {max_bytes / 2**30:.3g}, but the chunks that are open at once take "
-            f"{needed / 2**30:.3g} GiB on each host; raise it to {needed * 1.2 / 2**30:.2g} or more, or lower "
-            "data.window_chunks"
+            f"{needed / 2**30:.3g} GiB on each of {num_hosts} hosts; raise it to "
+            f"{math.ceil(needed * 1.2 / 2**30 * 100) / 100:g} or more, or lower data.window_chunks"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections import Counter
@@ -28,16 +27,21 @@ from dinowds.data.manifest import (
     read_manifest,
 )
 from dinowds.data.store.sequential import DatasetFiles, HashingReader
+from dinowds.data.subsets.selection import mask_header
+from dinowds.data.subsets.selection import mask_header
 from dinowds.data.subsets.subset import Subset, read_subset
 from dinowds.data.summary import open_index, read_rows
 from dinowds.errors import DatasetError
 from dinowds.files import cache_folder
-from dinowds.remote.files import is_remote
+from dinowds.remote.files import is_remote, shown
+
+_MOST_LINES = 1 << 30
+"""Bytes of a quarantine that is read: 10 million lines."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was written. `key` is None where it is not about one sample."""
+    """One thing that is not as it was written. `key` is None where it is not about one sample; URLs are as `shown`."""
 
     shard: str
     key: str | None
@@ -67,7 +71,7 @@ def verify_dataset(location: str | Path, report: Callable[[int, int], None] | No
         for position, shard in enumerate(manifest.shards):
             found, problem = rows.of_shard(position)
             if problem:
-                damages.append(Damage(shard.url, None, problem))
+                damages.append(Damage(shown(shard.url), None, problem))
             damages += _verify_shard(files, shard, found)
             num_bytes += shard.num_bytes
             if report:
@@ -133,19 +137,24 @@ def _verify_subsets(root: str, named: str | None, files: DatasetFiles, manifest:
 
 
 def _mask_problem(files: DatasetFiles, subset: Subset, num_samples: int) -> str:
+    num_bytes = -(-num_samples // 8)
+    header = mask_header(num_bytes)
     with files.open(f"{SUBSETS_NAME}/{subset.name}.npy") as reader:
+        if reader.size != len(header) + num_bytes:
+            return f"its mask has {reader.size} bytes, expected {len(header) + num_bytes} for {num_samples} samples"
         content = b"".join(reader.blocks())
     if reader.sha256 != subset.file_sha256:
         return "the sha256 of its mask is not the one of its description"
-    mask = np.load(io.BytesIO(content), allow_pickle=False)
-    if mask.dtype != np.uint8 or mask.shape != (-(-num_samples // 8),):
-        return f"its mask is {mask.dtype} {mask.shape}, which does not fit {num_samples} samples"
-    count = int(np.unpackbits(mask).sum())
+    if not content.startswith(header):
+        return "its mask is not in the form that dinowds writes"
+    count = int(np.unpackbits(np.frombuffer(content, np.uint8, num_bytes, len(header))).sum())
     return "" if count == subset.samples else f"its mask has {count} samples, its description says {subset.samples}"
 
 
 def _content(files: DatasetFiles, url: str) -> bytes:
     with files.open(url) as reader:
+        if reader.size > _MOST_LINES:
+            raise ValueError(f"it has {reader.size} bytes, expected at most {_MOST_LINES}")
         return b"".join(reader.blocks())
 
 
@@ -199,19 +208,19 @@ class _Rows:
 
 
 def _verify_shard(files: DatasetFiles, shard: Shard, rows: list[dict[str, Any]]) -> list[Damage]:
-    damages = []
+    damages, name = [], shown(shard.url)
     try:
         with files.open(shard.url) as reader:
             if reader.size != shard.num_bytes:
                 problem = f"has {reader.size} bytes, the manifest says {shard.num_bytes}"
-                damages.append(Damage(shard.url, None, problem))
-            found = [Damage(shard.url, *pair) for pair in _verify_samples(reader, rows, shard.num_bytes)]
+                damages.append(Damage(name, None, problem))
+            found = [Damage(name, *pair) for pair in _verify_samples(reader, rows, shard.num_bytes)]
             for _ in reader.blocks():
                 pass
     except OSError as error:
-        return [Damage(shard.url, None, f"cannot be read ({error.strerror or error})")]
+        return [Damage(name, None, f"cannot be read ({error.strerror or error})")]
     if not found and not damages and reader.sha256 != shard.sha256:
-        damages.append(Damage(shard.url, None, "its sha256 is not the manifest's, though all its samples are right"))
+        damages.append(Damage(name, None, "its sha256 is not the manifest's, though all its samples are right"))
     return damages + found
 
 

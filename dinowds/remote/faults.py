@@ -24,6 +24,10 @@ _TRANSIENT_CLASSES = frozenset(  # by name: these packages are extras
         "requests.exceptions.RequestException",
     }
 )  # fmt: skip
+_NO_CREDENTIALS = frozenset(
+    f"botocore.exceptions.{name}"
+    for name in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
+)
 _AGAIN = "check the network and the server, then run the same command again"
 
 
@@ -61,7 +65,7 @@ def is_transient(error: Exception) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return True
-    return not _TRANSIENT_CLASSES.isdisjoint(f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
+    return _is_one_of(error, _TRANSIENT_CLASSES)
 
 
 def words(error: Exception) -> tuple[str, str]:
@@ -69,6 +73,8 @@ def words(error: Exception) -> tuple[str, str]:
     status = status_of(error)
     if status in (401, 403) or isinstance(error, PermissionError):
         return f"not allowed, or no such file: {_one_line(error)}", "check your credentials and the URL"
+    if _is_one_of(error, _NO_CREDENTIALS):
+        return _one_line(error), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     advice = _AGAIN if is_transient(error) else "check the URL and the settings of the store"
     if isinstance(error, _TIMEOUTS):
         return "no answer in time", advice
@@ -78,6 +84,10 @@ def words(error: Exception) -> tuple[str, str]:
     if isinstance(error, ShortBody):
         return _one_line(error), advice
     return f"{type(error).__name__}: {_one_line(error)}".removesuffix(": "), advice
+
+
+def _is_one_of(error: Exception, names: frozenset[str]) -> bool:
+    return not names.isdisjoint(f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
 
 
 def _one_line(error: Exception) -> str:

@@ -18,18 +18,14 @@ from typing import Any, TypeVar
 
 from dinowds.errors import StorageError
 from dinowds.remote.faults import RangeIgnored, ShortBody, is_transient, status_of, words
+from dinowds.remote.filesystems import WITH_BUCKETS, check_bucket, make_filesystem, place_of
 from dinowds.remote.ranged import read_range, size_of
-from dinowds.remote.urls import HTTP, has_user, is_remote, scheme_of, shown
+from dinowds.remote.urls import HTTP, is_remote, scheme_of, shown
 
 __all__ = ["MissingFileError", "RemoteFiles", "RetryOptions", "ShortFileError", "is_remote", "shown"]
 
-_ONE_FOR_ALL_HOSTS = (*HTTP, "s3", "s3a", "gs", "gcs", "memory")
-_PACKAGES = {
-    "s3": ("s3fs", "s3"),
-    "s3a": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gcs"),
-    "gcs": ("gcsfs", "gcs"),
-} | dict.fromkeys(HTTP, ("aiohttp and requests", "http"))
+_MOST_AT_ONCE = 1 << 30
+"""Bytes of a file that is read whole without its size being known: manifests and the like."""
 
 T = TypeVar("T")
 
@@ -52,6 +48,8 @@ class RetryOptions:
     timeout_s: float = 30.0
     """Of one try; on top of it comes the time of its bytes at the slowest rate."""
     slowest_bytes_per_s: float = 2.0**18
+    listing_timeout_s: float = 600.0
+    """Of one try to list a folder: a page of 1000 names takes up to a second, and there may be hundreds."""
 
 
 class RemoteFiles:
@@ -70,9 +68,13 @@ class RemoteFiles:
         return (RemoteFiles, (self._options,))
 
     def read(self, url: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of a file, exactly; to its end where `stop` is None (asks for its size first)."""
+        """Bytes [start, stop) of a file, exactly; to its end where `stop` is None (asks for its size first, and takes
+        no more than 1 GiB).
+        """
         if stop is None:
             stop = self.size(url)
+            if stop - start > _MOST_AT_ONCE:
+                raise StorageError(f"{shown(url)}: has {stop} bytes, expected at most 1 GiB; give another file")
         if stop <= start:
             return b""
         what = f"{shown(url)} [{start}, {stop})"
@@ -98,16 +100,36 @@ class RemoteFiles:
         """Sorted names of what lies directly in a "folder"; empty where nothing does."""
         folder = url.rstrip("/") + "/"
 
-        def attempt() -> list[str]:
+        def attempt() -> set[str]:
             filesystem, path = self._filesystem(folder if scheme_of(url) in HTTP else url)
+            seconds = self._options.listing_timeout_s
             try:
-                found: list[str] = self._call(filesystem, "ls", path, detail=False)
+                found: list[str] = self._call(filesystem, "ls", path, detail=False, seconds=seconds)
             except (FileNotFoundError, NotADirectoryError):
-                return []
-            return found
+                return set()
+            return {name.rstrip("/") for name in found} - {path.rstrip("/")}  # stores can have a file named 'FOLDER/'
 
         paths = self._retried(shown(folder), "listed", attempt)
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {""})
+        return sorted({path.rpartition("/")[2] for path in paths} - {""})
+
+    def has_bucket(self, url: str) -> bool:
+        """Whether the bucket of `url` is there; True where that cannot be known without reading from it."""
+        if scheme_of(url) not in WITH_BUCKETS:
+            return True
+        bucket = "/".join(url.split("/")[:3])
+
+        def attempt() -> bool:
+            filesystem, path = self._filesystem(bucket)
+            try:
+                self._call(filesystem, "info", path)
+            except FileNotFoundError:
+                return False
+            return True
+
+        try:
+            return self._retried(shown(bucket), "found", attempt)
+        except StorageError:  # it may be allowed to write to, but not to look at
+            return True
 
     def upload(self, path: Path, url: str) -> None:
         """Write a whole file, in parts where it is big; its size is checked afterwards. Replaces what is there."""
@@ -115,7 +137,7 @@ class RemoteFiles:
 
         def attempt() -> None:
             filesystem, target = self._filesystem(url, patient=True)
-            self._call(filesystem, "put_file", str(path), target, num_bytes=num_bytes)
+            self._call(filesystem, "put_file", str(path), target, seconds=self._seconds(num_bytes))
             if (found := self._size_once(url)) != num_bytes:
                 raise ShortBody(f"{found} of {num_bytes} bytes arrived")
 
@@ -126,7 +148,7 @@ class RemoteFiles:
 
         def attempt() -> None:
             filesystem, target = self._filesystem(url, patient=True)
-            self._call(filesystem, "pipe_file", target, content, num_bytes=len(content))
+            self._call(filesystem, "pipe_file", target, content, seconds=self._seconds(len(content)))
 
         self._written(url, attempt)
 
@@ -169,19 +191,20 @@ class RemoteFiles:
     def _read_once(self, url: str, what: str, start: int, stop: int) -> bytes:
         filesystem, path = self._filesystem(url)
         length = stop - start
+        seconds = self._seconds(length)
         try:
             if scheme_of(url) in HTTP:
-                content = self._run(filesystem, read_range(filesystem, path, start, stop), length)
+                content = self._run(filesystem, read_range(filesystem, path, start, stop), seconds)
             else:
-                content = self._call(filesystem, "cat_file", path, start=start, end=stop, num_bytes=length)
+                content = self._call(filesystem, "cat_file", path, start=start, end=stop, seconds=seconds)
             if len(content) > length:
                 raise RangeIgnored
             if len(content) < length:
                 raise ShortBody(f"{len(content)} of {length} bytes came")
         except RangeIgnored:
             raise StorageError(
-                f"{what}: the server ignores ranges and sends the whole file; use one that serves ranges, or copy the "
-                "dataset to a local disk"
+                f"{what}: the server ignores ranges and sends the whole file, or another part; use one that serves "
+                "ranges, or copy the dataset to a local disk"
             ) from None
         except Exception as error:
             # A file that ends early gives a short body or answer 416. Only then is its size asked for.
@@ -194,7 +217,7 @@ class RemoteFiles:
     def _size_once(self, url: str) -> int:
         filesystem, path = self._filesystem(url)
         if scheme_of(url) in HTTP:
-            size = self._run(filesystem, size_of(filesystem, path))
+            size = self._run(filesystem, size_of(filesystem, path), self._seconds(0))
         else:
             about = self._call(filesystem, "info", path)
             if about.get("type") == "directory":
@@ -207,51 +230,27 @@ class RemoteFiles:
     def _filesystem(self, url: str, patient: bool = False) -> tuple[Any, str]:
         """The filesystem of this process for `url`, and the path in it. A patient one has retries of its own, which
         big uploads need: there a part is tried again, not the whole file."""
-        scheme = scheme_of(url)
-        place = scheme if scheme in _ONE_FOR_ALL_HOSTS else url[: (url.find("/", len(scheme) + 3) + 1) or None]
-        key = (os.getpid(), place, patient)
+        check_bucket(url)
+        key = (os.getpid(), place_of(url), patient)
         if key not in self._filesystems:
-            self._filesystems.setdefault(key, _make_filesystem(url, scheme, patient))
+            self._filesystems.setdefault(key, make_filesystem(url, patient))
         filesystem = self._filesystems[key]
         return filesystem, filesystem._strip_protocol(url)
 
-    def _call(self, filesystem: Any, name: str, *args: Any, num_bytes: int = 0, **options: Any) -> Any:
+    def _seconds(self, num_bytes: int) -> float:
+        return self._options.timeout_s + num_bytes / self._options.slowest_bytes_per_s
+
+    def _call(self, filesystem: Any, name: str, *args: Any, seconds: float | None = None, **options: Any) -> Any:
         if not filesystem.async_impl:
             return getattr(filesystem, name)(*args, **options)
-        return self._run(filesystem, getattr(filesystem, f"_{name}")(*args, **options), num_bytes)
+        seconds = self._seconds(0) if seconds is None else seconds
+        return self._run(filesystem, getattr(filesystem, f"_{name}")(*args, **options), seconds)
 
-    def _run(self, filesystem: Any, coroutine: Any, num_bytes: int = 0) -> Any:
+    def _run(self, filesystem: Any, coroutine: Any, seconds: float) -> Any:
         """Run on the filesystem's loop; what takes too long, or is interrupted here by Ctrl-C, is cancelled there."""
-        seconds = self._options.timeout_s + num_bytes / self._options.slowest_bytes_per_s
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), filesystem.loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
-
-
-def _make_filesystem(url: str, scheme: str, patient: bool) -> Any:
-    import fsspec  # here: the command line asks is_remote before it needs more
-
-    # The instance cache would hand out one that was made before a fork; listings would hide what others write.
-    options: dict[str, Any] = {"skip_instance_cache": True}
-    if scheme in _ONE_FOR_ALL_HOSTS:
-        options["use_listings_cache"] = False
-    if scheme in HTTP:
-        options["client_kwargs"] = {"trust_env": True}  # many clusters reach the web through a proxy only
-    if scheme in ("s3", "s3a") and not patient:
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        options["config_kwargs"] = {**configured, "retries": {"total_max_attempts": 1}}
-    try:
-        filesystem = fsspec.core.url_to_fs(url, **options)[0]
-    except ImportError as error:
-        if scheme not in _PACKAGES:
-            raise StorageError(f"{scheme}:// needs another package ({error}); install it") from None
-        packages, extra = _PACKAGES[scheme]
-        raise StorageError(f"{scheme}:// needs {packages}; pip install 'dinowds[{extra}]'") from None
-    except ValueError as error:
-        raise StorageError(f"{shown(url)}: {error}; give an s3://, gs:// or https:// URL") from None
-    if scheme in ("s3", "s3a") and not patient:
-        filesystem.retries = 1
-    return filesystem

@@ -12,7 +12,7 @@ from dinowds.remote.faults import BadStatus, RangeIgnored
 
 
 async def read_range(filesystem: Any, url: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop), or fewer where the file ends.
+    """Bytes [start, stop), or fewer where the file ends; one more where the server sends more.
 
     Raises:
         FileNotFoundError, BadStatus: as the server says.
@@ -24,7 +24,7 @@ async def read_range(filesystem: Any, url: str, start: int, stop: int) -> bytes:
         is_range = response.status == HTTPStatus.PARTIAL_CONTENT
         if not is_whole and not (is_range and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
             raise RangeIgnored
-        return bytes(await response.read())
+        return await _body(response, stop - start + 1)
 
 
 async def size_of(filesystem: Any, url: str) -> int | None:
@@ -47,6 +47,15 @@ async def _get(filesystem: Any, url: str, first: int, last: int) -> Any:
     options["headers"] = {**options.get("headers", {}), "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
     options["timeout"] = aiohttp.ClientTimeout(total=None)  # the caller's holds
     return session.get(filesystem.encode_url(url), **options)
+
+
+async def _body(response: Any, most: int) -> bytes:
+    """The body's first bytes, `most` of them; a server may send without end."""
+    pieces: list[bytes] = []
+    while most > 0 and (piece := await response.content.read(most)):
+        most -= len(piece)
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _check_status(status: int) -> None:

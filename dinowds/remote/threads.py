@@ -98,18 +98,17 @@ def _serve(queue: _Queue) -> None:
             queue.changed.wait_for(lambda: queue.items or queue.closed)
             if queue.closed:
                 return
+            future, work = queue.items.popleft()
             queue.at_work += 1
-        _do_next(queue)  # keeps nothing of what it did
+        _do(future, work)
+        del future, work  # what they hold may go while this thread waits
         with queue.changed:
             queue.at_work -= 1
 
 
-def _do_next(queue: _Queue) -> None:
-    try:
-        future, work = queue.items.popleft()
-    except IndexError:  # closed meanwhile
+def _do(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
         return
-    future.set_running_or_notify_cancel()
     try:
         result = work()
     except BaseException as error:

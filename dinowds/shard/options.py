@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import dinowds
-from dinowds.data.location import split_subset
+from dinowds.data.location import meant_url, split_subset, without_slash
 from dinowds.data.manifest import FORMAT_VERSION
 from dinowds.errors import ConfigError
 from dinowds.files import cache_folder
-from dinowds.remote.files import is_remote
+from dinowds.remote.files import is_remote, shown
+from dinowds.remote.urls import has_user
 
 from .local_output import LocalOutput
 from .output import Output
@@ -107,15 +108,19 @@ def _open_output(out: Path | str, staging: Path | None) -> Output:
     if not is_remote(text):
         if staging is not None:
             raise ConfigError(f"--staging: is for a remote --out, and {text} is a folder; leave it out")
+        if (meant := meant_url(text)) is not None:
+            raise ConfigError(f"--out: {shown(meant).replace('://', ':/', 1)} is no URL; give {shown(meant)}, or ./ first")
         return LocalOutput(Path(text).resolve())
-    url = text.rstrip("/")
-    parts = urlsplit(url)
+    url = without_slash(text)
+    name, parts = shown(url), urlsplit(url)
     if parts.scheme in ("http", "https"):
-        raise ConfigError(f"--out: {url} can be read only, expected a folder or a URL like s3://bucket/prefix")
+        raise ConfigError(f"--out: {name} can be read only, expected a folder or a URL like s3://bucket/prefix")
     if parts.query or parts.fragment or not parts.netloc:
-        raise ConfigError(f"--out: {url} is no place for a dataset, expected a URL like s3://bucket/prefix")
+        raise ConfigError(f"--out: {name} is no place for a dataset, expected a URL like s3://bucket/prefix")
+    if has_user(url):
+        raise ConfigError(f"--out: {name} has a user or a key before '@'; give credentials by the environment alone")
     if (subset := split_subset(url)[1]) is not None:
-        raise ConfigError(f"--out: {url} names a subset, {subset!r}; give a URL without ':' in its path")
+        raise ConfigError(f"--out: {name} names a subset, {subset!r}; give a URL without ':' in its path")
     return RemoteOutput(url, (staging or cache_folder() / "staging").resolve())
 
 

@@ -71,6 +71,8 @@ class RemoteOutput:
         known = listed_shards(manifest).union(_replaced(mark))
         own = _shards_of(mark)
         top = set(self._names(""))
+        if not top and not self.files.has_bucket(self.url):
+            raise self._no_place()
         return Found(
             foreign_name(self._names, manifest, lambda name: name in known or own(name)),
             manifest is not None,
@@ -190,7 +192,10 @@ class RemoteOutput:
         try:
             yield
         except FileNotFoundError:
-            raise OutputError(f"{self}: no such place; make the bucket first, or give another --out") from None
+            raise self._no_place() from None
+
+    def _no_place(self) -> OutputError:
+        return OutputError(f"{self}: no such place; make the bucket first, or give another --out")
 
 
 def _replaced(mark: Any) -> set[str]:

@@ -14,6 +14,7 @@ import torch
 from dinowds.config import PatchConfig, to_dict
 from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
+from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import load
 from dinowds.data.order.exposure import check_cap
@@ -78,7 +79,8 @@ def train(
     device = choose_device(world)
     plan = make_plan(dataset, order_of(config))
     check_cache(dataset, plan, max(1, world.size // world.sharing_cores), cache_options(config).max_bytes)
-    run = _Run(dataset, plan, out, resolve(config, plan.order, device), world, device)
+    config = resolve(config, plan.order, device)
+    run = _Run(dataset, plan, out, config, world, device)
     with ExitStack() as stack:
         stack.enter_context(dist.process_group(world, device))
         dist.on_rank_0(lambda: check_cap(dataset, plan))
@@ -215,8 +217,9 @@ class _Run:
             read_ahead=data.read_ahead,
             cache=cache_options(self.config),
         )
-        crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch)
         num_workers = choose_num_workers(speed.num_workers, self.world, self.device)
+        blocks = Blocks(num_workers, speed.prefetch_factor)
+        crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch, blocks)
         return load(stream(source, crop), num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
 
     def _due(self) -> bool:

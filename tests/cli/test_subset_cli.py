@@ -14,6 +14,7 @@ import pytest
 
 from dinowds.data.dataset import Dataset
 from tests.cli.conftest import Call
+from tests.servers import http_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "subsets.md"
 
@@ -79,7 +80,7 @@ def test_subset__notices_are_lines_on_stderr(call: Call, folder: Path, tmp_path:
     [
         ([], 2, "--name"),
         (["--list", "--name", "a"], 2, "--name"),
-        (["--name", "a/b"], 1, "expected letters, digits"),
+        (["--name", "a/b"], 1, "expected up to 200 letters, digits"),
         (["--name", "a", "--where", "cohor == 'A'"], 1, "did you mean 'cohort'?"),
         (["--name", "a", "--where", "cohort == 'A'"], 1, "no sample is left by --where"),
         (["--name", "a", "--fraction", "2"], 1, "--fraction is 2.0"),
@@ -102,8 +103,34 @@ def test_subset__list_of_none_and_of_old_ones(call: Call, folder: Path) -> None:
     about = folder / "subsets" / "a.json"
     about.write_text(about.read_text().replace('"samples_sha256": "', '"samples_sha256": "0'))
     code, out, err = call(folder, "--list")
-    assert (code, err.count("\n")) == (0, 2)
+    assert (code, err.count("\n")) == (0, 1)
     assert "is a subset of another" in err
+
+
+def test_subset__over_http_is_refused_before_anything_is_read(call: Call, folder: Path) -> None:
+    with http_server(folder.parent) as server:
+        url = f"{server.url}/patches"
+        secret = url.replace("://", "://user:SECRET@")
+        code, out, err = call(secret, "--name", "a", "--fraction", 0.5)
+        assert (code, out, server.requests) == (1, "", 0)
+        assert err == (
+            f"dinowds: error: {url}: subsets cannot be written over http; give the s3://, gs:// or folder that is "
+            "behind it\n"
+        )
+
+
+def test_subset__list_over_http(call: Call, call_dinowds: Call, folder: Path) -> None:
+    with http_server(folder.parent) as server:
+        url = f"{server.url}/patches"
+        secret = url.replace("://", "://user:SECRET@")
+        code, out, err = call(secret, "--list", "--json")
+        assert (code, json.loads(out)) == (0, {"dataset": url, "subsets": []})
+        assert err == f"dinowds: {url}: the server lists no subsets, though there may be some\n"
+        call(folder, "--name", "a", "--fraction", 0.5)
+        code, out, err = call(secret, "--list")
+        assert (code, "fraction 0.5" in out, "SECRET" in out + err) == (0, True, False)
+        code, out, _ = call_dinowds("order", secret, "train.batch_size=12", "--json")
+        assert (code, json.loads(out)["dataset"]) == (0, url)
 
 
 def test_subset__examples_of_the_page(

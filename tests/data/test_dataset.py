@@ -22,7 +22,7 @@ from dinowds.data.store.fetch import fetch
 from dinowds.data.store.store import LocalStore
 from dinowds.errors import DatasetError, SampleError, StorageError
 from dinowds.remote.files import RemoteFiles, RetryOptions
-from tests.data.indexes import cut, random_rows, write_index
+from tests.index_only import cut, random_rows, write_rows
 from tests.servers import Fault, http_server
 from tests.support import jpeg_patch
 
@@ -159,7 +159,7 @@ def test_dataset__slides_of_no_samples(dataset: Dataset) -> None:
 @pytest.mark.parametrize("at_least", [1, 9, 1000])
 def test_dataset__cohort_masks_are_a_partition(tmp_path: Path, sizes: tuple[int, ...], at_least: int) -> None:
     rows = random_rows(30)
-    dataset = Dataset.open(write_index(tmp_path, cut(rows, sizes)))
+    dataset = Dataset.open(write_rows(tmp_path, cut(rows, sizes)))
     batches = partial(dataset.batches, at_least=at_least)
     dataset.batches = batches  # type: ignore[method-assign]
     masks = dataset.cohort_masks()
@@ -171,7 +171,7 @@ def test_dataset__cohort_masks_are_a_partition(tmp_path: Path, sizes: tuple[int,
 
 def test_dataset__batches_are_the_rows(tmp_path: Path) -> None:
     rows = random_rows(60)
-    dataset = Dataset.open(write_index(tmp_path, cut(rows, (20, 5, 30, 5))))
+    dataset = Dataset.open(write_rows(tmp_path, cut(rows, (20, 5, 30, 5))))
     found = list(dataset.batches(["slide", "key"], at_least=22))
     assert [(first, len(table)) for first, table in found] == [(0, 25), (25, 30), (55, 5)]
     expected = [{"slide": row["slide"], "key": row["key"]} for row in rows]
@@ -179,8 +179,8 @@ def test_dataset__batches_are_the_rows(tmp_path: Path) -> None:
 
 
 def test_dataset__pickle_does_not_grow_with_samples(tmp_path: Path) -> None:
-    small = Dataset.open(write_index(tmp_path / "small", [random_rows(10)]))
-    large = Dataset.open(write_index(tmp_path / "large", [random_rows(2000)]))
+    small = Dataset.open(write_rows(tmp_path / "small", [random_rows(10)]))
+    large = Dataset.open(write_rows(tmp_path / "large", [random_rows(2000)]))
     _ = large[1999], large.selection, large.slides_of(np.arange(2000))
     assert len(pickle.dumps(large)) <= len(pickle.dumps(small)) + 20
 

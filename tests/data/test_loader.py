@@ -181,7 +181,7 @@ def damaged(dataset_path: Path, tmp_path: Path) -> tuple[Dataset, int]:
     shutil.copytree(dataset_path, tmp_path / "damaged")
     dataset = Dataset.open(tmp_path / "damaged")
     victim = dataset[42]
-    with open(dataset.shard_path(victim.shard), "r+b") as shard:
+    with open(dataset.shard_url(victim.shard), "r+b") as shard:
         shard.seek(victim.offset + victim.size // 2)
         shard.write(bytes(32))
     return dataset, 42
@@ -212,7 +212,7 @@ def test_damaged_substitute__is_replaced_by_another(damaged: tuple[Dataset, int]
     first, second = (plan.substitute(victim, 0, 0, attempt) for attempt in range(2))
     assert len({victim, first, second}) == 3
     row = dataset[first]
-    with open(dataset.shard_path(row.shard), "r+b") as shard:
+    with open(dataset.shard_url(row.shard), "r+b") as shard:
         shard.seek(row.offset)
         shard.write(bytes(row.size))
     (raw,) = [raw for raw in PlanSource(dataset, plan, World(), 0, STEPS) if raw["__sample__"] == victim]
@@ -223,7 +223,7 @@ def test_damaged_substitute__is_replaced_by_another(damaged: tuple[Dataset, int]
 def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Dataset, int]) -> None:
     dataset, victim = damaged
     row = dataset[victim]
-    with open(dataset.shard_path(row.shard), "r+b") as shard:
+    with open(dataset.shard_url(row.shard), "r+b") as shard:
         shard.seek(row.offset)
         shard.write(bytes(row.size))
     source = PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, STEPS, verify_digests=False)
@@ -234,7 +234,7 @@ def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Da
 @pytest.mark.parametrize("workers", [0, 1])
 def test_truncated_shard__is_an_error_that_names_it(damaged: tuple[Dataset, int], workers: int) -> None:
     dataset, _ = damaged
-    path = dataset.shard_path(1)
+    path = Path(dataset.shard_url(1))
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DatasetError, match=rf"^\S+{path.name}: shard has \d+ bytes, the manifest says \d+") as caught:
         list(batches(dataset, workers=workers))
@@ -275,7 +275,7 @@ def test_loader_process__a_bug_is_not_hidden(dataset: Dataset) -> None:
 def test_hopeless_dataset__ends_with_an_error(damaged: tuple[Dataset, int]) -> None:
     dataset, _ = damaged
     for shard in range(len(dataset.shard_counts)):
-        path = dataset.shard_path(shard)
+        path = Path(dataset.shard_url(shard))
         path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(DatasetError, match="substitutes were bad too"):
         next(batches(dataset))

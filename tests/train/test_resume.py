@@ -204,7 +204,7 @@ def test_train__bad_samples_are_counted_over_restarts_and_end_the_run(dataset_pa
     dataset = Dataset.open(tmp_path / "damaged")
     for sample in range(0, 90, 9):
         row = dataset[sample]
-        with open(dataset.shard_path(row.shard), "r+b") as shard:
+        with open(dataset.shard_url(row.shard), "r+b") as shard:
             shard.seek(row.offset)
             shard.write(bytes(row.size))
     few = [*TINY_RUN, "data.max_bad_samples=12"]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import socket
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from dinowds.data.index.rowgroups import COLUMNS, NUMBERS, RowGroups
 from dinowds.data.index.shardrows import CATEGORIES, ROW, ROW_COLUMNS, ShardRows, is_whole, pack_rows
+from dinowds.data.index.unused import mark_used, remove_unused
+from dinowds.data.manifest import Manifest
 from dinowds.errors import DatasetError
 from dinowds.files import atomic_write, cache_folder, waiting_lock
 
@@ -43,23 +45,22 @@ _warned_of: set[Path] = set()
 class Index:
     """The samples of each shard. Opens files when they are needed, in each process."""
 
-    def __init__(self, path: Path, samples_sha256: str, cohorts: Sequence[str]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         """
         Args:
             path: samples.parquet on a local disk.
-            samples_sha256: what the manifest says of it; the content itself is not hashed here. A file of another
-                size or time of change gets another index.
-            cohorts: names in the order of the manifest.
+            manifest: what it says of samples.parquet is not checked here. A file of another size or time of change
+                gets another index.
         """
         self.path = path
-        self._sha256 = samples_sha256
-        self._cohorts = {name: position for position, name in enumerate(cohorts)}
+        self._manifest = manifest
+        self._cohorts = {name: position for position, name in enumerate(manifest.cohorts)}
         self._packed: OrderedDict[int, bytes] = OrderedDict()
         self._shared: _SharedFile | None = None
         self._groups: RowGroups | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Index, (self.path, self._sha256, tuple(self._cohorts)))
+        return (Index, (self.path, self._manifest))
 
     @property
     def groups(self) -> RowGroups:
@@ -104,14 +105,15 @@ class Index:
     def _decode(self, shard: int) -> bytes:
         rows = self.groups.read(shard, ROW_COLUMNS, CATEGORIES)
         try:
-            return pack_rows(shard, rows, self._cohorts)
+            return pack_rows(shard, rows, self._manifest.shards[shard].num_bytes, self._cohorts)
         except ValueError as error:
             raise DatasetError(f"{self.path}: row group {shard} {error}; make the dataset again") from None
 
     def _open(self) -> None:
-        name = self._file_name()
+        path = cache_folder() / "index" / self._file_name()
         try:
-            self._shared = _SharedFile.open(cache_folder() / "index" / name, self.path)
+            self._shared = _SharedFile.open(path, self.path)
+            mark_used(path)
             self._groups = RowGroups(self.path, self._shared.counts, self._shared.places)
         except OSError as error:
             self._do_without(error)
@@ -126,7 +128,11 @@ class Index:
             ) from None
         except OSError as error:
             raise DatasetError(f"{self.path}: cannot be read ({error.strerror}); make the dataset again") from None
-        identity = (_FORMAT, self._sha256, about.st_size, about.st_mtime_ns, tuple(self._cohorts))
+        shard_bytes = [shard.num_bytes for shard in self._manifest.shards]
+        identity = (
+            *(_FORMAT, self._manifest.samples_sha256, about.st_size, about.st_mtime_ns),
+            *(tuple(self._cohorts), shard_bytes, _this_host()),
+        )
         return f"{xxhash.xxh3_128_hexdigest(repr(identity).encode())}.index"
 
     def _do_without(self, error: OSError) -> None:
@@ -141,6 +147,15 @@ class Index:
             folder,
             error.strerror or error,
         )
+
+
+def _this_host() -> tuple[str, str]:
+    """Hosts may have one cache folder, on a file system where a lock holds on its own host alone."""
+    try:
+        machine = Path("/etc/machine-id").read_text(errors="replace")
+    except OSError:
+        machine = ""
+    return socket.gethostname(), machine
 
 
 class _SharedFile:
@@ -177,6 +192,7 @@ class _SharedFile:
             try:
                 return cls(path, *_map(path))
             except (FileNotFoundError, ValueError):
+                remove_unused(path.parent)
                 _create(path, RowGroups.locate(samples))
         return cls(path, *_map(path))
 

@@ -7,6 +7,7 @@ just the chunks that it wants (Thrift's compact protocol, after the format's `pa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ class RowGroups:
         footer = _footer(columns, int(self.counts[group]), self.places[group])
         try:
             metadata = pq.read_metadata(pa.BufferReader(footer))
-            with pq.ParquetFile(self.path, metadata=metadata, read_dictionary=list(categories)) as file:
+            with open_file(self.path) as source:
+                file = pq.ParquetFile(source, metadata=metadata, read_dictionary=list(categories))
                 rows = file.read_row_group(0, columns=list(columns), use_threads=False).select(list(columns))
             _check_rows(rows, columns)
         except _UNREADABLE as error:
@@ -76,10 +78,15 @@ class RowGroups:
         return rows
 
 
+def open_file(path: Path) -> Any:
+    """The file at `path` for Arrow, which would take a path such as 's3:/bucket/patches' for a URL."""
+    return pa.OSFile(os.fsencode(path))
+
+
 def open_samples(path: Path) -> pq.ParquetFile:
     """Open an index, footer and all; raises DatasetError where it is no index of this format."""
     try:
-        index = pq.ParquetFile(path)
+        index = pq.ParquetFile(open_file(path))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, though there is a manifest; make the dataset again") from None
     except (OSError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:

@@ -28,6 +28,7 @@ ROW = np.dtype(
         ("ext", "<u2"),  # position among the shard's extensions
     ]
 )
+_MOST_BYTES = (1 << 63) - 1
 _HEAD = struct.Struct("<QqQQQ")  # xxh3-64 of what follows; shard; rows; bytes of keys; bytes of extensions
 
 
@@ -122,10 +123,11 @@ def slide_hashes(cohort: Any, slide: Any) -> NDArray[np.uint64]:
     return found
 
 
-def pack_rows(shard: int, rows: Any, cohorts: dict[str, int]) -> bytes:
+def pack_rows(shard: int, rows: Any, num_bytes: int, cohorts: dict[str, int]) -> bytes:
     """What `ShardRows` reads, from an Arrow table with `ROW_COLUMNS`.
 
     Args:
+        num_bytes: of the shard's tar; payloads lie inside it.
         cohorts: name → position in the manifest.
 
     Raises:
@@ -136,6 +138,8 @@ def pack_rows(shard: int, rows: Any, cohorts: dict[str, int]) -> bytes:
         records[name] = rows[name].to_numpy()
         if len(rows) and records[name].min() < 0:
             raise ValueError(f"has a negative {name!r}")
+    if (records["size"] > min(num_bytes, _MOST_BYTES) - records["offset"]).any():
+        raise ValueError(f"has an 'offset' and a 'size' that lie outside its shard of {num_bytes} bytes")
     digests = rows["digest"].combine_chunks()
     records["digest"] = np.frombuffer(digests.buffers()[1], "V16", len(rows), digests.offset * 16)
     labels = pc.fill_null(rows["label"], -1).to_numpy()

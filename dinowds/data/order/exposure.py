@@ -103,16 +103,26 @@ def count_views(plan: Plan, num_samples: int, until_step: int, report: Report | 
     # None is drawn more often than all draws among the fewest samples; a cap moves draws, but within an epoch.
     most = (until_step + plan.steps_per_epoch) * plan.order.batch_size // min(map(len, plan.selections)) + 2
     views = np.zeros(num_samples, dtype=np.min_scalar_type(-most))
-    done, draws = 0, until_step * plan.order.batch_size
     for selection, times in zip(plan.selections, passes, strict=True):
         views[selection.chosen()] += views.dtype.type(times)
-        done += times * len(selection)
+    left_out, more = _changes(plan, passes, until_step)
+    done = 0
     for ids, times in pieces:
         np.add.at(views, ids, views.dtype.type(times))
-        done += times * len(ids)
+        done += len(ids)
         if report:
-            report(min(done, draws), draws)
+            report(min(done, left_out + more), left_out + more)
+    if report:
+        report(left_out + more, left_out + more)
     return views
+
+
+def _changes(plan: Plan, passes: list[int], until_step: int) -> tuple[int, int]:
+    """About how many draws are to be taken off the whole passes, and added to them."""
+    in_passes = sum(times * len(selection) for selection, times in zip(plan.selections, passes, strict=True))
+    whole_epochs = until_step // plan.steps_per_epoch * plan.steps_per_epoch
+    left_out = 0 if plan.order.weights else in_passes - whole_epochs * plan.order.batch_size
+    return left_out, until_step * plan.order.batch_size - in_passes + left_out
 
 
 def slide_codes(dataset: Dataset, slides: dict[Slide, int]) -> Iterator[tuple[Ids, Ids]]:
@@ -170,18 +180,21 @@ def check_cap(dataset: Dataset, plan: Plan) -> None:
     """See that the plan's cap on samples of a slide, if it has one, can be kept. Reads two columns of the whole index.
 
     Raises:
-        ConfigError: a slide fills more places of the mean batch than the cap allows, or no slide is known.
+        ConfigError: a slide fills more places of the mean batch than the cap allows, or no slide is known of what is
+            drawn.
     """
     cap, order = plan.order.max_per_slide, plan.order
     if cap is None:
         return
     slides = count_slides(dataset)
-    known = {slide: count for slide, count in slides.items() if slide.name is not None}
+    sizes = cohort_sizes(dataset, slides)
+    shares = cohort_shares(sizes, order.weights)
+    known = {slide: n for slide, n in slides.items() if slide.name is not None and shares[slide.cohort] > 0}
     if not known:
-        raise ConfigError(f"data.max_per_slide is {cap}, but {dataset.url} knows the slide of no sample; leave it out")
+        raise ConfigError(
+            f"data.max_per_slide is {cap}, but {dataset.url} knows the slide of no sample that is drawn; leave it out"
+        )
     if order.weights:
-        sizes = cohort_sizes(dataset, slides)
-        shares = cohort_shares(sizes, order.weights)
         means = {slide: order.batch_size * shares[slide.cohort] * n / sizes[slide.cohort] for slide, n in known.items()}
     else:
         means = {slide: count / plan.steps_per_epoch for slide, count in known.items()}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dinowds.data.dataset import Dataset
+from dinowds.data.index.shardrows import slide_hash
 from dinowds.data.order.plan import Ids
 
-_KEPT_SHARDS = 256  # about 1 MB each
+_KEPT_NAMES = 1 << 20  # of slides; about 150 MB
 
 
 class Named(NamedTuple):
@@ -23,35 +23,47 @@ class Named(NamedTuple):
 
 
 class Listing:
-    """Looks samples up in samples.parquet. The shards that were asked for last are kept."""
+    """Looks samples up in the index. Only a slide's name is in samples.parquet alone: it is read there once, with those
+    of all slides of its shard.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._first_id = np.concatenate([[0], np.cumsum(dataset.shard_counts, dtype=np.int64)])
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._slides: dict[int, str] = {}
 
     def of(self, ids: Ids) -> list[Named]:
-        """The samples with these ids, in their order.
+        """The samples with these ids, in their order. Each shard is looked at once.
 
         Raises:
             DatasetError: the index cannot be read.
         """
-        shards = np.searchsorted(self._first_id, ids, side="right") - 1
-        found: dict[int, Named] = {}
-        for shard in np.unique(shards).tolist():
-            mine = ids[shards == shard]
-            rows = self._rows(shard).take(mine - self._first_id[shard]).to_pylist()
-            found |= {sample: self._named(**row) for sample, row in zip(mine.tolist(), rows, strict=True)}
-        return [found[sample] for sample in ids.tolist()]
+        if len(self._slides) > _KEPT_NAMES:
+            self._slides.clear()
+        order = np.argsort(ids, kind="stable")
+        shards = np.searchsorted(self._first_id, ids[order], side="right") - 1
+        found: list[Named] = []
+        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
+            found += self._of_shard(int(shards[len(found)]), ids[places])
+        return [found[place] for place in np.argsort(order, kind="stable").tolist()]
 
-    def _named(self, key: str, cohort: str, slide: str | None, label: int | None) -> Named:
-        names = self._dataset.manifest.label_names
-        return Named(key, cohort, slide, names[label] if label is not None and 0 <= label < len(names) else None)
+    def _of_shard(self, shard: int, ids: Ids) -> list[Named]:
+        rows, positions = self._dataset.rows(shard), ids - self._first_id[shard]
+        slides = rows.slide[positions].tolist()
+        if any(slide and slide not in self._slides for slide in slides):
+            self._slides |= self._names_of(shard)
+        cohorts, labels = list(self._dataset.manifest.cohorts), self._dataset.manifest.label_names
+        return [
+            Named(row.key, cohorts[cohort], self._slides.get(slide), _label(labels, row.label))
+            for row, cohort, slide in zip(rows.take(positions), rows.cohort[positions].tolist(), slides, strict=True)
+        ]
 
-    def _rows(self, shard: int) -> Any:
-        if shard not in self._kept:
-            self._kept[shard] = self._dataset.index.groups.read(shard, Named._fields)
-            if len(self._kept) > _KEPT_SHARDS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(shard)
-        return self._kept[shard]
+    def _names_of(self, shard: int) -> dict[int, str]:
+        """Hash → name of the slides of a shard."""
+        rows = self._dataset.index.groups.read(shard, ["cohort", "slide"])
+        pairs = rows.group_by(["cohort", "slide"], use_threads=False).aggregate([]).to_pylist()
+        return {slide_hash(**pair): pair["slide"] for pair in pairs if pair["slide"] is not None}
+
+
+def _label(names: tuple[str, ...], label: int) -> str | None:
+    return names[label] if 0 <= label < len(names) else None

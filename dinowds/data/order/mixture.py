@@ -11,11 +11,13 @@ import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinowds.data.order.passes import Chunks, Pass, partition_edges
+from dinowds.data.order.passes import Chunks, Pass, Spots, partition_edges
+from dinowds.data.order.permutation import Keys, draw_keys, permute
 from dinowds.data.order.plan import PASS, Draws, Ids, Order, Plan, Seen, steps_per_epoch
 from dinowds.data.subsets.selection import Selection
 from dinowds.errors import ConfigError
@@ -65,13 +67,14 @@ class WeightedPlan(Plan):
         ]
         self._passes: OrderedDict[tuple[int, int], Pass] = OrderedDict()
 
-    def _layout(self, num_chunks: int, share: float) -> tuple[int, int]:
-        """Partitions and window of a cohort. It has its share of the pool, and one window where it fits into that."""
+    def _layout(self, num_chunks: int, share: float) -> _Layout:
+        """A cohort has its share of the pool, and one partition of one window where it fits into that."""
         assert self.order.partitions is not None
         assert self.order.window_chunks is not None
         pool = max(1, round(share * self.order.partitions * self.order.window_chunks))
-        partitions = 1 if num_chunks <= pool else self.order.partitions
-        return partitions, -(-pool // partitions)
+        if num_chunks <= pool:
+            return _Layout(True, 1, pool)
+        return _Layout(False, self.order.partitions, -(-pool // self.order.partitions))
 
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
         cycles, rows = np.divmod(np.asarray(steps, dtype=np.int64), self._cycle)
@@ -81,13 +84,31 @@ class WeightedPlan(Plan):
         groups, numbers = np.take_along_axis(groups, order, 1), np.take_along_axis(numbers, order, 1)
         visits, places = np.divmod(numbers, self._lengths[groups])
         draws = Draws(np.empty_like(groups), visits, groups, np.empty_like(groups), np.empty_like(groups))
-        for group, visit in sorted({*zip(groups.ravel().tolist(), visits.ravel().tolist(), strict=True)}):
-            mine = (groups == group) & (visits == visit)
-            this = self._pass(group, visit)
-            spots = this.at(np.add(*_deal(places[mine], this.edges)))
+        for group in np.unique(groups).tolist():
+            mine = groups == group
+            spots = self._at(group, visits[mine], places[mine])
             draws.ids[mine] = self.selections[group].ids(spots.places)
             draws.chunk_first[mine], draws.chunk_count[mine] = spots.chunk_first, spots.chunk_count
         return draws
+
+    def _at(self, group: int, visits: Ids, places: Ids) -> Spots:
+        """What the passes `visits` of a cohort have at `places`; int64 [n]."""
+        unique, which = np.unique(visits, return_inverse=True)
+        if self._layouts[group].is_one_window:  # so one permutation is enough; a batch can have many of a small cohort
+            moved = permute(places, int(self._lengths[group]), self._keys_of(group, unique), which)
+            return Spots(moved, *self._chunks[group].of(moved))
+        spots = Spots(*(np.empty_like(places) for _ in Spots._fields))
+        for visit in unique.tolist():
+            mine = visits == visit
+            this = self._pass(group, visit)
+            found = this.at(np.add(*_deal(places[mine], this.edges)))
+            for array, part in zip(spots, found, strict=True):
+                array[mine] = part
+        return spots
+
+    def _keys_of(self, group: int, visits: Ids) -> Keys:
+        """uint64 [visits, ROUNDS]."""
+        return np.stack([draw_keys(self.order.seed, PASS, visit, self._numbers[group]) for visit in visits.tolist()])
 
     def seen(self, until_step: int) -> Seen:
         cycles, row = divmod(until_step, self._cycle)
@@ -97,6 +118,10 @@ class WeightedPlan(Plan):
 
     def _pieces(self, visits: list[int], places: list[int]) -> Iterator[tuple[Ids, int]]:
         for group, (visit, drawn) in enumerate(zip(visits, places, strict=True)):
+            if self._layouts[group].is_one_window:
+                seen = np.arange(drawn, dtype=np.int64)
+                yield self.selections[group].ids(self._at(group, np.full_like(seen, visit), seen).places), 1
+                continue
             this = self._pass(group, visit)
             for piece in this.heads(_dealt(drawn, np.diff(this.edges))):
                 yield self.selections[group].ids(piece), 1
@@ -106,35 +131,43 @@ class WeightedPlan(Plan):
         most of its own partitions alone. Draws of a cohort with one partition are spread over the batch.
         """
         keys = np.asarray(numbers * _GOLDEN % 1, dtype=np.float64)
-        for group, (partitions, _) in enumerate(self._layouts):
-            if partitions > 1:
+        for group, layout in enumerate(self._layouts):
+            if layout.partitions > 1:
                 mine = groups == group
-                edges = partition_edges(int(self._lengths[group]), partitions)
+                edges = partition_edges(int(self._lengths[group]), layout.partitions)
                 starts, _ = _deal(numbers[mine] % self._lengths[group], edges)
-                keys[mine] = (np.searchsorted(edges, starts, side="right") - 0.5) / partitions
+                keys[mine] = (np.searchsorted(edges, starts, side="right") - 0.5) / layout.partitions
         return keys
 
     def _pass(self, group: int, visit: int) -> Pass:
         if (group, visit) not in self._passes:
-            length, (partitions, window) = int(self._lengths[group]), self._layouts[group]
-            key = (PASS, visit, self._numbers[group])
-            self._passes[group, visit] = Pass(self._chunks[group], length, partitions, window, self.order.seed, *key)
+            layout, key = self._layouts[group], (self.order.seed, PASS, visit, self._numbers[group])
+            self._passes[group, visit] = Pass(
+                self._chunks[group], int(self._lengths[group]), layout.partitions, layout.window_chunks, *key
+            )
             while len(self._passes) > 2 * len(self.selections):
                 self._passes.popitem(last=False)
         self._passes.move_to_end((group, visit))
         return self._passes[group, visit]
 
 
-def _deal(places: Ids, edges: Ids) -> tuple[Ids, Ids]:
-    """Deal the places 0 … N − 1 of a pass to its partitions in turn: (where its partition begins, place in it).
+class _Layout(NamedTuple):
+    is_one_window: bool
+    partitions: int
+    window_chunks: int
 
-    Partitions differ by at most one place; the last round deals to the longer ones alone.
+
+def _deal(places: Ids, edges: Ids) -> tuple[Ids, Ids]:
+    """Deal the places 0 … N − 1 of a pass to its partitions in rounds: (where its partition begins, place in it).
+
+    A round goes to partitions that are far apart, so that the few draws that a batch has of a cohort fall to all hosts
+    alike. Partitions differ by at most one place; the last round deals to the longer ones alone.
     """
     lengths = np.diff(edges)
-    rounds, partition = np.divmod(places, len(lengths))
-    longer = np.flatnonzero(lengths > lengths.min())
-    last = rounds == lengths.min()
-    partition[last] = longer[partition[last]]
+    rounds, turn = np.divmod(places, len(lengths))
+    is_last = rounds == lengths.min()
+    partition = far_apart(len(lengths))[turn]
+    partition[is_last] = _last_round(lengths)[turn[is_last]]
     return edges[partition], rounds
 
 
@@ -142,8 +175,19 @@ def _dealt(drawn: int, lengths: Ids) -> Ids:
     """How many of the first `drawn` places of a pass went to each partition."""
     rounds, more = divmod(drawn, len(lengths))
     dealt: Ids = np.minimum(lengths, rounds)
-    dealt[np.flatnonzero(lengths > rounds)[:more]] += 1
+    turns = far_apart(len(lengths)) if rounds < lengths.min() else _last_round(lengths)
+    dealt[turns[:more]] += 1
     return dealt
+
+
+def _last_round(lengths: Ids) -> Ids:
+    longer = np.flatnonzero(lengths > lengths.min())
+    return longer[far_apart(len(longer))]
+
+
+def far_apart(count: int) -> Ids:
+    """A permutation of `count` in which neighbours, and neighbours of neighbours, are far apart."""
+    return np.argsort(np.argsort(np.arange(count) * _GOLDEN % 1, kind="stable"), kind="stable")
 
 
 def checked_weights(cohorts: Collection[str], weights: Mapping[str, float]) -> dict[str, float]:
@@ -178,7 +222,13 @@ def apportion(shares: NDArray[np.float64], total: int) -> Ids:
 
 
 def interleave(counts: Ids) -> Ids:
-    """int64 [sum of counts]: each group as often as it counts, as evenly spread as can be."""
+    """int64 [sum of counts]: each group as often as it counts, as evenly spread as can be.
+
+    Groups of equal counts begin at different times, or they would come all at once.
+    """
     groups = np.repeat(np.arange(len(counts)), counts)
-    when = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.tolist()])
+    starts = np.arange(1, len(counts) + 1) * _GOLDEN % 1
+    when = np.concatenate(
+        [(np.arange(n) + start) / n for n, start in zip(counts.tolist(), starts.tolist(), strict=True)]
+    )
     return groups[np.argsort(when, kind="stable")]

@@ -1,8 +1,8 @@
 """The order of one pass over a selection of samples, as pure functions of numbers.
 
     all chunks ── permuted ──► one stream of places
-    every W chunks of the stream, cut where a partition begins, are a window, whose places are permuted;
-    the first M places of what comes out are cut into P equal partitions, the others are left out.
+    the stream's first M places are P equal partitions; those that are left out follow the last one;
+    each partition is cut into equal windows of about W chunks, whose places are permuted.
 
 What is held are numbers a shard and a window, never a number a chunk or a sample: 10⁹ samples take milliseconds.
 """
@@ -51,6 +51,12 @@ class Chunks:
         first = self._first_place[shard] + (chunks - self._first_chunk[shard]) * self.chunk_size
         return first, np.minimum(self.chunk_size, self._first_place[shard + 1] - first)
 
+    def of(self, places: Places) -> tuple[Places, Places]:
+        """First place and number of samples of the chunk of each of `places`."""
+        shard = np.searchsorted(self._first_place, places, side="right") - 1
+        inside = (places - self._first_place[shard]) // self.chunk_size
+        return self.spans(self._first_chunk[shard] + inside)
+
 
 class Spots(NamedTuple):
     """Samples in the order of a pass; arrays are int64 [n]."""
@@ -58,7 +64,7 @@ class Spots(NamedTuple):
     places: Places
     """In the selection."""
     chunk_first: Places
-    """First place of each sample's chunk, as far as it lies in the same partition."""
+    """First place of each sample's chunk, as far as it lies in the same window."""
     chunk_count: Places
     """Samples of it there."""
 
@@ -72,7 +78,7 @@ class Pass:
         """
         Args:
             length: places of the stream that are used; at most all.
-            window_chunks: chunks of a window.
+            window_chunks: chunks of a window, give or take half as many.
             seed: with `spawn_key`, what the pass is derived from.
         """
         self.length, self.partitions = length, partitions
@@ -82,10 +88,20 @@ class Pass:
         self._cells = self._cell_starts()
         self.edges = partition_edges(length, partitions)
         """int64 [partitions + 1]: places of the stream at which partitions begin, and the end."""
-        # What is left out is in windows of the last partition, so that it is drawn as evenly as the rest.
-        self._windows = np.union1d(self._cells, self.edges[:-1])
+        self._windows = self._window_starts()
         self._window_keys: OrderedDict[int, Keys] = OrderedDict()
         self._open_cells: OrderedDict[int, Places] = OrderedDict()
+
+    def _window_starts(self) -> Places:
+        """Places of the stream at which windows begin, and the end.
+
+        They are equal, so that none has so few chunks that its batches are poorly mixed. What is left out is in a
+        window of the last partition, so that it is drawn as evenly as the rest.
+        """
+        count = max(1, round(self.length / (self.partitions * self._width * self._chunks.chunk_size)))
+        ends = np.append(self.edges[1:-1], self._chunks.num_samples)
+        starts = self.edges[:-1, None] + np.arange(count) * (ends - self.edges[:-1])[:, None] // count
+        return np.append(np.unique(starts), self._chunks.num_samples)
 
     def _cell_starts(self) -> Places:
         """Places of the stream at which every `window_chunks`-th chunk begins, and the end.
@@ -105,9 +121,9 @@ class Pass:
             return Spots(positions, positions, positions)
         windows = np.searchsorted(self._windows, positions, side="right") - 1
         unique, which = np.unique(windows, return_inverse=True)
-        keys = self._keys_of(unique)[which]
         starts, stops = self._windows[windows], self._windows[windows + 1]
-        return self._in_stream(starts + permute(positions - starts, stops - starts, keys), starts, stops)
+        moved = permute(positions - starts, stops - starts, self._keys_of(unique), which)
+        return self._in_stream(starts + moved, starts, stops)
 
     def stream(self, start: int, stop: int) -> Iterator[Places]:
         """Places in the selection at `start` … `stop − 1` of the stream before windows are shuffled, piece by piece."""
@@ -142,12 +158,12 @@ class Pass:
     def _in_stream(self, positions: Places, starts: Places, stops: Places) -> Spots:
         """What is at `positions` of the stream of chunks, before windows are shuffled.
 
-        A chunk that lies across the edge of a partition is two there: `starts` and `stops` are those of the windows.
+        A chunk that lies across the edge of a window is two there: `starts` and `stops` are those of the windows.
         """
         cells = np.unique(np.searchsorted(self._cells, positions, side="right") - 1)
         self._open(cells)
         first, counts, ends = np.concatenate([self._open_cells[cell] for cell in cells.tolist()], axis=1)
-        _forget(self._open_cells, 2 * self.partitions)
+        _forget(self._open_cells, 4 * self.partitions)
         chunk = np.searchsorted(ends, positions, side="right")
         begins, ends, first = (ends - counts)[chunk], ends[chunk], first[chunk]
         lower = np.maximum(begins, starts)

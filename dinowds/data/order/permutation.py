@@ -29,29 +29,32 @@ def draw_keys(seed: int, *spawn_key: int) -> Keys:
     return keys
 
 
-def permute(places: Places, sizes: Places | int, keys: Keys) -> Places:
+def permute(places: Places, sizes: Places | int, keys: Keys, which: Places | None = None) -> Places:
     """Where each of `places` goes.
 
     Args:
         places: int64 [n], each 0 … size − 1.
         sizes: of the permutation, at most 2^62; one for all, or int64 [n].
-        keys: uint64 [ROUNDS] for all, or [n, ROUNDS].
+        keys: uint64 [ROUNDS] for all; with `which`, [k, ROUNDS].
+        which: int64 [n]: the row of `keys` that is each one's.
     """
-    return _walk(places, sizes, keys, inverse=False)
+    return _walk(places, sizes, keys, which, inverse=False)
 
 
-def unpermute(places: Places, sizes: Places | int, keys: Keys) -> Places:
+def unpermute(places: Places, sizes: Places | int, keys: Keys, which: Places | None = None) -> Places:
     """Which place goes to each of `places`: the inverse of `permute`."""
-    return _walk(places, sizes, keys, inverse=True)
+    return _walk(places, sizes, keys, which, inverse=True)
 
 
-def _walk(places: Places, sizes: Places | int, keys: Keys, inverse: bool) -> Places:
-    result = np.empty(len(places), dtype=np.int64)
+def _walk(places: Places, sizes: Places | int, keys: Keys, which: Places | None, inverse: bool) -> Places:
+    result = np.zeros(len(places), dtype=np.int64)
+    limits = np.broadcast_to(np.asarray(sizes, dtype=np.int64), len(places))
     for start in range(0, len(places), _BLOCK):
         part = slice(start, start + _BLOCK)
-        limits = np.broadcast_to(np.asarray(sizes, dtype=np.int64), len(places))[part]
-        own_keys = np.ascontiguousarray(keys[part].T) if keys.ndim == 2 else keys
-        result[part] = _walk_block(places[part], limits, own_keys, inverse)
+        open_ = np.flatnonzero(limits[part] > 1) + start  # one place alone stays where it is, and would walk for long
+        if len(open_):
+            own_keys = keys if which is None else np.ascontiguousarray(keys[which[open_]].T)
+            result[open_] = _walk_block(places[open_], limits[open_], own_keys, inverse)
     return result
 
 
@@ -70,7 +73,6 @@ def _walk_block(places: Places, limits: Places, keys: Keys, inverse: bool) -> Pl
 def _shuffle(numbers: NDArray[np.uint64], limits: Places, keys: Keys, inverse: bool) -> NDArray[np.uint64]:
     """One pass through the network of the smallest even-split domain that holds 0 … limit − 1."""
     bits = np.maximum(np.frexp((limits - 1).astype(np.float64))[1], _MIN_BITS).astype(np.uint64)
-    bits += (np.uint64(1) << np.minimum(bits, np.uint64(62))) < limits.astype(np.uint64)  # the float was rounded down
     low_bits = bits // np.uint64(2)
     masks = (np.uint64(1) << low_bits) - np.uint64(1), (np.uint64(1) << (bits - low_bits)) - np.uint64(1)
     halves = [numbers & masks[0], numbers >> low_bits]

@@ -47,7 +47,8 @@ class Order:
     chunk_size: int = 32
     """Neighbouring samples that are read together."""
     window_chunks: int | None = None
-    """Chunks of each partition that are mixed together; None for enough that all partitions have POOL · batch_size."""
+    """Chunks of each partition that are mixed together, give or take half as many; None for enough that all partitions
+    have POOL · batch_size."""
     partitions: int | None = None
     """Streams that every batch draws from equally; None to have them chosen (`resolved`)."""
     max_per_slide: int | None = None
@@ -60,6 +61,8 @@ class Order:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected 0 or more")
         if self.partitions is not None and self.batch_size % self.partitions:
             raise ConfigError(
                 f"data.partitions is {self.partitions}, which does not divide train.batch_size {self.batch_size}; "
@@ -158,7 +161,7 @@ class EpochPlan(Plan):
     def _pieces(self, epochs: int, steps: int) -> Iterator[tuple[Ids, int]]:
         selection = self.selections[0]
         left_out = np.arange(self.steps_per_epoch * self.order.batch_size, len(selection), dtype=np.int64)
-        for epoch in range(epochs):
+        for epoch in range(epochs if len(left_out) else 0):
             yield selection.ids(self.epoch(epoch).at(left_out).places), -1
         this = self.epoch(epochs)
         for places in this.heads(np.full(this.partitions, steps * self.order.batch_size // this.partitions)):

@@ -15,24 +15,31 @@ from dinowds.errors import ConfigError, DatasetError
 
 SAMPLED_BATCHES = 200
 """Of a longer epoch so many are looked at, evenly spread: the mean of their distinct slides is known to about 0.1 %."""
+EDGE_BATCHES = 8
+"""First and last ones of an epoch that are looked at too: mixing may differ there, where windows begin and end."""
 _PLANNED_DRAWS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Means are over the batches that were looked at."""
+    """Means are over evenly spread batches, or over all."""
 
     epoch: int
     batches: int
+    """That were looked at: evenly spread ones, and those at the epoch's edges."""
     steps_per_epoch: int
     distinct_slides: float
     """Of a batch, mean."""
     expected_slides: float
     """The same of uniform draws without replacement, of all samples; where there are weights, of each cohort's."""
+    first_ratio: float | None
+    """`ratio` of the epoch's first EDGE_BATCHES batches; None where no slide is to be expected in them."""
+    last_ratio: float | None
+    """The same of the last ones."""
     samples_without_slide: float
     """Of a batch, mean; they count for no slide."""
     most_of_a_slide: int
-    """Largest number of samples of one slide in a batch."""
+    """Largest number of samples of one slide in any batch that was looked at."""
     cap: int | None
     cohorts: dict[str, tuple[float, float]]
     """Share of the draws, and the share that is to be expected."""
@@ -44,8 +51,13 @@ class Quality:
 
     @property
     def cap_kept(self) -> bool | None:
-        """None where there is no cap."""
+        """In the batches that were looked at; None where there is no cap."""
         return None if self.cap is None else self.most_of_a_slide <= self.cap
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each batch of the epoch was looked at."""
+        return self.batches == self.steps_per_epoch
 
 
 def measure_quality(dataset: Dataset, plan: Plan, epoch: int = 0, report: Report | None = None) -> Quality:
@@ -53,42 +65,53 @@ def measure_quality(dataset: Dataset, plan: Plan, epoch: int = 0, report: Report
 
     Raises:
         ConfigError: a negative epoch.
-        DatasetError: no slide is known.
+        DatasetError: no slide is known of the samples that are drawn.
     """
     if epoch < 0:
         raise ConfigError(f"--epoch is {epoch}, expected 0 or more")
-    steps = spread_steps(plan.steps_per_epoch) + epoch * plan.steps_per_epoch
-    ids, visits = _draw(plan, steps, report)
+    count = plan.steps_per_epoch
+    edge = np.arange(min(EDGE_BATCHES, count), dtype=np.int64)
+    spread, first, last = spread_steps(count), edge, count - 1 - edge
+    steps = np.unique(np.concatenate([spread, first, last]))
+    spread, first, last = (np.searchsorted(steps, part) for part in (spread, first, last))
+    ids, visits = _draw(plan, steps + epoch * count, report)
     slides: dict[Slide, int] = {}
     codes, sizes = _look_up(dataset, ids, slides)
     names = list(slides)
-    is_known = np.array([slide.name is not None for slide in names])
-    if not is_known.any():
-        raise DatasetError(f"{dataset.url}: the slide of no sample is known, so there is nothing to compare batches by")
     samples = cohort_sizes(dataset, dict(zip(names, sizes.tolist(), strict=True)))
     cohort_of = np.array([list(samples).index(slide.cohort) for slide in names])
     # Where there are weights, each cohort is drawn from on its own.
     stratum_of = cohort_of if plan.order.weights else np.zeros_like(cohort_of)
+    is_known = np.array([slide.name is not None for slide in names])
+    if not (is_known & np.isin(stratum_of, stratum_of[codes[spread]])).any():
+        raise DatasetError(
+            f"{dataset.url}: the slide of no sample that is drawn is known, so there is nothing to compare batches by"
+        )
     expectation = Expectation(sizes, stratum_of, is_known)
-    row_of, known = np.nonzero(is_known[codes])[0], is_known[codes]
+    expected = np.array([expectation.of(*row) for row in zip(stratum_of[codes], visits, strict=True)])
+    known = is_known[codes]
+    row_of = np.nonzero(known)[0]
     pairs, counts = np.unique(row_of * len(names) + codes[known], return_counts=True)
-    shares = np.bincount(cohort_of[codes].ravel(), minlength=len(samples)) / codes.size
+    distinct = np.bincount(pairs // len(names), minlength=len(steps))
+    shares = np.bincount(cohort_of[codes[spread]].ravel(), minlength=len(samples)) / codes[spread].size
+    expected_shares = cohort_shares(samples, plan.order.weights)
     return Quality(
         epoch=epoch,
         batches=len(steps),
-        steps_per_epoch=plan.steps_per_epoch,
-        distinct_slides=len(pairs) / len(steps),
-        expected_slides=float(np.mean([expectation.of(*row) for row in zip(stratum_of[codes], visits, strict=True)])),
-        samples_without_slide=float(np.count_nonzero(~known)) / len(steps),
+        steps_per_epoch=count,
+        distinct_slides=float(distinct[spread].mean()),
+        expected_slides=float(expected[spread].mean()),
+        first_ratio=_ratio(distinct[first], expected[first]),
+        last_ratio=_ratio(distinct[last], expected[last]),
+        samples_without_slide=float(np.count_nonzero(~known[spread])) / len(spread),
         most_of_a_slide=int(counts.max(initial=0)),
         cap=plan.order.max_per_slide,
-        cohorts={
-            name: (share, expected)
-            for (name, expected), share in zip(
-                cohort_shares(samples, plan.order.weights).items(), shares.tolist(), strict=True
-            )
-        },
+        cohorts={name: (share, expected_shares[name]) for name, share in zip(samples, shares.tolist(), strict=True)},
     )
+
+
+def _ratio(distinct: Ids, expected: NDArray[np.float64]) -> float | None:
+    return float(distinct.sum() / expected.sum()) if expected.sum() > 0 else None
 
 
 def spread_steps(num_steps: int, limit: int = SAMPLED_BATCHES) -> Ids:

@@ -12,6 +12,7 @@ removes what was not used for longest; a kill at any moment leaves a total that 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -24,15 +25,15 @@ from dinowds.data.store.cachefiles import (
     about,
     files,
     is_same,
-    let_go,
     open_or_make,
     remove_abandoned,
     take_lock,
     write,
 )
 from dinowds.errors import ConfigError
-from dinowds.files import cache_folder
+from dinowds.files import cache_folder, close_unforked
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _KEPT_AFTER_EVICTION = 0.9  # of the bound, so that counting anew is rare
 
 
@@ -45,6 +46,10 @@ class CacheOptions:
 
 
 DEFAULT_CACHE = CacheOptions()
+
+
+class FullDiskError(ConfigError):
+    """The disk of the cache has no room, even with half of the cache removed."""
 
 
 class OpenChunk:
@@ -69,7 +74,7 @@ def chunk_name(shard: str, start: int, stop: int) -> str:
 class ChunkCache:
     """The cache in one folder. Without state of its own: safe between threads, to pickle and to carry over a fork.
 
-    All methods raise ConfigError where the folder cannot be written or its disk is full.
+    All methods raise ConfigError where the folder cannot be written, FullDiskError where its disk is full.
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -105,7 +110,7 @@ class ChunkCache:
     def discard(self, name: str, chunk: OpenChunk) -> None:
         """Throw away the file of `chunk`, whose content is wrong. Another file that has its place by now stays."""
         path = self._path(name)
-        with self._total() as total, suppress(FileNotFoundError):
+        with self._total() as total, suppress(OSError):  # gone, or of a network file system that has forgotten it
             found = path.stat()
             if os.path.samestat(found, os.fstat(chunk.descriptor)):
                 path.unlink()
@@ -124,9 +129,12 @@ class ChunkCache:
         with self._named_errors():
             try:
                 chunk = OpenChunk(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
-            except FileNotFoundError:
+                found = os.fstat(chunk.descriptor).st_size
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
                 return None
-        if os.fstat(chunk.descriptor).st_size != num_bytes:  # a power cut may leave a renamed file empty
+        if found != num_bytes:  # a power cut may leave a renamed file empty
             self.discard(name, chunk)
             return None
         with suppress(OSError):  # only the order of eviction depends on it
@@ -135,13 +143,21 @@ class ChunkCache:
 
     def _add(self, name: str, content: bytes, temporary: Path) -> OpenChunk:
         """Write the chunk into `temporary`, within the bound, and rename it into place."""
+        try:
+            return self._write(name, content, temporary)
+        except FullDiskError:  # others use the disk too
+            with self._total() as total:
+                total.set(self._evict(self._evict(self._max_bytes) // 2))
+            return self._write(name, content, temporary)
+
+    def _write(self, name: str, content: bytes, temporary: Path) -> OpenChunk:
         path = self._path(name)
         with self._named_errors():
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             chunk = OpenChunk(descriptor)
             with self._total() as total:
                 if total.value + len(content) > self._max_bytes:
-                    total.set(self._evict(len(content)))
+                    total.set(self._evict(min(self._kept_after_eviction, self._max_bytes - len(content))))
                 total.add(len(content) - os.fstat(descriptor).st_size)  # a killed process may have left it
                 os.ftruncate(descriptor, len(content))  # whoever counts anew meanwhile counts it in full
             try:
@@ -151,20 +167,23 @@ class ChunkCache:
             except BaseException:
                 with self._total() as total:
                     if is_same(descriptor, temporary):
-                        temporary.unlink()
+                        os.ftruncate(descriptor, 0)  # it stays, for it is locked by its name
                         total.add(-len(content))
                 raise
         return chunk
 
-    def _evict(self, needed: int) -> int:
-        """Make room for `needed` bytes. Returns the bytes that are left, as counted. The total must be held."""
+    @property
+    def _kept_after_eviction(self) -> int:
+        return int(self._max_bytes * _KEPT_AFTER_EVICTION)
+
+    def _evict(self, goal: int) -> int:
+        """Remove chunks until there are `goal` bytes at most. Returns those that are left. The total must be held."""
         for file in files(self._folder / "fetching"):
             remove_abandoned(Path(file.path))
         fetching = [about(file) for file in files(self._folder / "fetching")]
         folders = [Path(folder.path) for folder in files(self._folder) if len(folder.name) == 2]
         chunks = [about(file) for folder in folders for file in files(folder)]
         count = sum(num_bytes for _, num_bytes, _ in fetching + chunks)
-        goal = min(int(self._max_bytes * _KEPT_AFTER_EVICTION), self._max_bytes - needed)
         for _, num_bytes, path in sorted(chunks):
             if count <= goal:
                 break
@@ -189,7 +208,7 @@ class ChunkCache:
             # Not renamed into place: what we hold, nobody else renames or removes.
             if held is None or (held and is_same(descriptor, path)):
                 path.unlink(missing_ok=True)
-            let_go(descriptor)
+            close_unforked(descriptor)
 
     @contextmanager
     def _total(self) -> Iterator[Total]:
@@ -200,17 +219,18 @@ class ChunkCache:
                 take_lock(descriptor, self._folder, wait=True)
                 total = Total(descriptor)
                 if total.value < 0:
-                    total.set(self._evict(0))
+                    total.set(self._evict(self._kept_after_eviction))
                 yield total
             finally:
-                let_go(descriptor)
+                close_unforked(descriptor)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise ConfigError(
+            kind = FullDiskError if error.errno in _FULL else ConfigError
+            raise kind(
                 f"data.cache_dir: {self._folder}: chunks of remote shards cannot be kept here ({error.strerror}); give "
                 "a folder on a local disk with room, or lower data.cache_gib"
             ) from None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dinowds.files import NO_LOCKS
+from dinowds.files import NO_LOCKS, close_unforked, open_unforked
 
 _ABANDONED_AFTER_S = 3600.0  # where there are no locks to tell
 _warned: dict[Path, object] = {}  # once per process
@@ -36,13 +36,12 @@ class Total:
 
 
 def open_or_make(path: Path) -> int:
-    """A descriptor for reading and writing; makes the file, and its folder, where they are missing."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    """A descriptor for a lock, which forked children do not get; makes the file, and its folder, if it is missing."""
     try:
-        return os.open(path, flags, 0o644)
+        return open_unforked(path)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, flags, 0o644)
+        return open_unforked(path)
 
 
 def take_lock(descriptor: int, folder: Path, wait: bool) -> bool | None:
@@ -69,13 +68,6 @@ def _warn_of_no_locks(folder: Path) -> None:
         )
 
 
-def let_go(descriptor: int) -> None:
-    """Let go explicitly: a child that was forked meanwhile has the descriptor too, and would go on holding the lock."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
 def is_same(descriptor: int, path: Path) -> bool:
     """Whether the open file is still the one at `path`."""
     try:
@@ -87,7 +79,7 @@ def is_same(descriptor: int, path: Path) -> bool:
 def remove_abandoned(path: Path) -> int | None:
     """Remove a file in `fetching` if nobody is at it. Returns its bytes, None where it stays or is gone already."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_unforked(path, os.O_RDWR)
     except FileNotFoundError:
         return None
     try:
@@ -100,7 +92,7 @@ def remove_abandoned(path: Path) -> int | None:
         path.unlink()
         return about.st_size
     finally:
-        let_go(descriptor)
+        close_unforked(descriptor)
 
 
 def files(folder: Path) -> Iterator[os.DirEntry[str]]:

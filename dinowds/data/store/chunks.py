@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 import xxhash
 
 from dinowds.data.dataset import Sample
 from dinowds.data.manifest import Manifest
-from dinowds.data.store.cache import CacheOptions, ChunkCache, OpenChunk, chunk_name
+from dinowds.data.store.cache import CacheOptions, ChunkCache, FullDiskError, OpenChunk, chunk_name
 from dinowds.errors import ConfigError, DatasetError
-from dinowds.remote.files import RemoteFiles, ShortFileError
+from dinowds.remote.files import RemoteFiles, ShortFileError, shown
 
+_CHECKSUM_BYTES = 16
+_FULL_FOR_S = 300.0
+"""How long a cache whose disk is full is left alone."""
 _OPEN_CHUNKS = 64  # what they hold on disk after their eviction comes on top of the cache's bound
 
 
@@ -40,7 +46,11 @@ class Shards(Protocol):
 
 
 class RemoteChunks:
-    """Fetches runs and keeps those that fit in the cache. Safe between threads; of one process."""
+    """Fetches runs and keeps those that fit in the cache. Safe between threads; of one process.
+
+    Where the digests of payloads are not verified, chunks are kept with a checksum of their own (a power cut can leave
+    zeros in a file), and by the shard's URL too: its digest is only what a manifest says.
+    """
 
     def __init__(self, dataset: Shards, verify_digests: bool, cache: CacheOptions, files: RemoteFiles) -> None:
         self._dataset, self._verify, self._files = dataset, verify_digests, files
@@ -48,6 +58,7 @@ class RemoteChunks:
         self._open: OrderedDict[Run, OpenChunk] = OrderedDict()  # each step on it is atomic by itself
         self._sized: set[int] = set()
         self._counting = threading.Lock()
+        self._full_until = 0.0
         self.bytes_fetched = 0
         with suppress(ConfigError):  # a cache that cannot be written may still hold what is needed
             self._cache.clean()
@@ -64,9 +75,9 @@ class RemoteChunks:
 
     def prepare(self, run: Run) -> None:
         """Fetch a run into the cache, unless somebody does already."""
-        num_bytes = run.stop - run.start
-        if self._cache.fits(num_bytes):
-            self._cache.prepare(self._name(run), num_bytes, lambda: self.fetch(run))
+        if self._fits(run):
+            with self._noting_full_disk():
+                self._cache.prepare(self._name(run), self._kept_bytes(run), lambda: self._fetch_to_keep(run))
 
     def discard(self, run: Run) -> None:
         """Throw the kept chunk away: its content is wrong."""
@@ -96,11 +107,11 @@ class RemoteChunks:
         self._open.clear()
 
     def _chunk(self, run: Run) -> OpenChunk | None:
-        num_bytes = run.stop - run.start
         chunk = self._open.get(run)
-        if chunk is None and self._cache.fits(num_bytes):
-            chunk = self._cache.open(self._name(run), num_bytes, lambda: self.fetch(run))
-            self._open[run] = chunk
+        if chunk is None and self._fits(run):
+            with self._noting_full_disk():
+                chunk = self._open_chunk(run)
+                self._open[run] = chunk
             if len(self._open) > _OPEN_CHUNKS:
                 with suppress(KeyError):  # another thread was faster
                     self._open.popitem(last=False)
@@ -109,16 +120,53 @@ class RemoteChunks:
                 self._open.move_to_end(run)
         return chunk
 
+    def _open_chunk(self, run: Run) -> OpenChunk:
+        name, size = self._name(run), self._kept_bytes(run)
+        chunk = self._cache.open(name, size, lambda: self._fetch_to_keep(run))
+        if not self._verify and not _is_whole(chunk, size):
+            self._cache.discard(name, chunk)
+            chunk = self._cache.open(name, size, lambda: self._fetch_to_keep(run))
+        return chunk
+
+    def _fetch_to_keep(self, run: Run) -> bytes:
+        content = self.fetch(run)
+        return content if self._verify else content + xxhash.xxh3_128_digest(content)
+
+    def _kept_bytes(self, run: Run) -> int:
+        return run.stop - run.start + (0 if self._verify else _CHECKSUM_BYTES)
+
+    def _fits(self, run: Run) -> bool:
+        return self._cache.fits(self._kept_bytes(run)) and time.monotonic() >= self._full_until
+
+    @contextmanager
+    def _noting_full_disk(self) -> Iterator[None]:
+        """What does not fit on the disk is read without the cache."""
+        try:
+            yield
+        except FullDiskError as error:
+            if not self._full_until:
+                logging.getLogger(__name__).warning("%s; until then payloads are fetched one by one", error)
+            self._full_until = time.monotonic() + _FULL_FOR_S
+
     def _name(self, run: Run) -> str:
-        shard = self._dataset.manifest.shards[run.shard]
-        return chunk_name(shard.sha256 or self._dataset.shard_url(run.shard), run.start, run.stop)
+        shard = self._dataset.manifest.shards[run.shard].sha256
+        url = "" if self._verify else f" {self._dataset.shard_url(run.shard)}"
+        return chunk_name(f"{shard}{url}", run.start, run.stop)
+
+
+def _is_whole(chunk: OpenChunk, size: int) -> bool:
+    try:
+        content = chunk.read(0, size)
+    except OSError:
+        return False
+    return xxhash.xxh3_128_digest(content[:-_CHECKSUM_BYTES]) == content[-_CHECKSUM_BYTES:]
 
 
 def check_size(dataset: Shards, shard: int, found: int) -> None:
     """DatasetError where a shard of `found` bytes is not of the manifest's size."""
     if found != (expected := dataset.manifest.shards[shard].num_bytes):
         raise DatasetError(
-            f"{dataset.shard_url(shard)}: shard has {found} bytes, the manifest says {expected}; restore it"
+            f"{shown(dataset.shard_url(shard))}: shard has {found} bytes, the manifest says {expected}; restore it"
         )
 
 

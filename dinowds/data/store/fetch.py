@@ -6,9 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
+from dinowds.data.index.unused import mark_used, remove_unused
 from dinowds.errors import DatasetError, StorageError
 from dinowds.files import atomic_write, cache_folder, waiting_lock
-from dinowds.remote.files import RemoteFiles
+from dinowds.remote.files import RemoteFiles, shown
 
 _PIECE = 8 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -22,14 +23,16 @@ def fetch(files: RemoteFiles, url: str, sha256: str, suffix: str) -> Path:
         StorageError: the file cannot be read.
     """
     if not _SHA256.fullmatch(sha256):
-        raise DatasetError(f"{url}: its sha256 is given as {sha256!r}, expected 64 hex digits; make the dataset again")
+        raise DatasetError(f"{shown(url)}: its sha256 is given as {sha256!r}, expected 64 hex digits; make the dataset again")
     path = cache_folder() / "index" / f"{sha256}{suffix}"
     if path.exists():
+        mark_used(path)
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with waiting_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
+                remove_unused(path.parent)
                 _download(files, url, sha256, path)
     except StorageError:  # a missing one is an OSError too
         raise
@@ -49,4 +52,4 @@ def _download(files: RemoteFiles, url: str, sha256: str, path: Path) -> None:
             digest.update(piece)
             file.write(piece)
         if digest.hexdigest() != sha256:
-            raise DatasetError(f"{url}: its sha256 is {digest.hexdigest()}, expected {sha256}; copy the dataset again")
+            raise DatasetError(f"{shown(url)}: its sha256 is {digest.hexdigest()}, expected {sha256}; copy the dataset again")

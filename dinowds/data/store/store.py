@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -14,11 +16,13 @@ from dinowds.data.store.cache import DEFAULT_CACHE, CacheOptions
 from dinowds.data.store.chunks import RemoteChunks, Run, Shards, check_size, what_is_wrong
 from dinowds.data.store.readahead import ReadAhead, Recent
 from dinowds.errors import DatasetError, SampleError
-from dinowds.remote.files import RemoteFiles, is_remote
+from dinowds.files import open_regular
+from dinowds.remote.files import RemoteFiles, is_remote, shown
 
 __all__ = ["CacheOptions", "LocalStore", "MixedStore", "RemoteStore", "Run", "Shards", "Store", "open_store"]
 
 _OPEN_FILES = 256
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _ADVISED_RUNS = 4096
 _FETCHING_THREADS = 8  # of each process; those of all processes of a host add up
 _RUNS_AHEAD = 4096
@@ -100,7 +104,8 @@ class LocalStore:
         self.close()
 
     def _read_again(self, sample: Sample) -> bytes:
-        os.close(self._files.pop(sample.shard))
+        if (descriptor := self._files.pop(sample.shard, None)) is not None:
+            os.close(descriptor)
         try:
             return os.pread(self._descriptor(sample.shard), sample.size, sample.offset)
         except OSError as error:
@@ -112,18 +117,34 @@ class LocalStore:
             return self._files[shard]
         path = self._dataset.shard_url(shard)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open(path)
         except OSError as error:
-            raise DatasetError(f"{path}: shard cannot be opened ({error.strerror}); restore it") from None
+            advice = "raise the limit ('ulimit -n')" if error.errno in _TOO_MANY else "restore it"
+            raise DatasetError(f"{path}: shard cannot be opened ({error.strerror}); {advice}") from None
         try:
             check_size(self._dataset, shard, os.fstat(descriptor).st_size)
-        except DatasetError:
+        except BaseException:
             os.close(descriptor)
             raise
         self._files[shard] = descriptor
-        if len(self._files) > _OPEN_FILES:
+        if len(self._files) > _most_open():
             os.close(self._files.popitem(last=False)[1])
         return descriptor
+
+    def _open(self, path: str) -> int:
+        while True:
+            try:
+                return open_regular(path)
+            except OSError as error:
+                if error.errno not in _TOO_MANY or not self._files:
+                    raise
+                os.close(self._files.popitem(last=False)[1])
+
+
+def _most_open() -> int:
+    """Shards that are kept open: the rest of the process needs files too."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _OPEN_FILES if limit == resource.RLIM_INFINITY else max(1, min(_OPEN_FILES, limit // 4))
 
 
 class RemoteStore:
@@ -239,4 +260,4 @@ class MixedStore:
 
 
 def _where(dataset: Shards, sample: Sample) -> str:
-    return f"{dataset.shard_url(sample.shard)}: {sample.key}.{sample.ext}"
+    return f"{shown(dataset.shard_url(sample.shard))}: {sample.key}.{sample.ext}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ class Entries:
     """Of the file."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": str(self.path), "sha256": self.sha256, "entries": len(self.names)}
+        """Of the file its name alone: the folders of whoever made a subset are nobody's concern."""
+        name = os.fsencode(self.path.name).decode("utf-8", "backslashreplace")
+        return {"file": name, "sha256": self.sha256, "entries": len(self.names)}
 
 
 def read_entries(path: Path) -> Entries:

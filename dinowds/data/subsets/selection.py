@@ -104,8 +104,8 @@ def pack_mask(chosen: NDArray[np.bool_]) -> Mask:
 def mask_header(num_bytes: int) -> bytes:
     """How the .npy file of a mask of so many bytes begins, with every version of numpy."""
     about = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({num_bytes},), }}"
-    padding = -(10 + len(about) + 1) % 64
-    return b"\x93NUMPY\x01\x00" + (len(about) + padding + 1).to_bytes(2, "little") + f"{about}{padding * ' '}\n".encode()
+    line = about.encode() + b" " * (-(10 + len(about) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
 
 
 def open_mask(path: str, num_samples: int) -> Mask:

@@ -16,14 +16,15 @@ from typing import Any
 from dinowds.data.location import join_url, read_beside
 from dinowds.data.manifest import SUBSETS_NAME, Manifest
 from dinowds.data.store.fetch import fetch
-from dinowds.data.subsets.selection import Mask, open_mask
+from dinowds.data.subsets.selection import Mask, mask_header, open_mask
 from dinowds.errors import ConfigError, DatasetError, OutputError, StorageError
 from dinowds.files import sha256_of, write_atomic
-from dinowds.remote.files import RemoteFiles, is_remote
+from dinowds.remote.files import RemoteFiles, is_remote, shown
+from dinowds.remote.urls import HTTP, scheme_of
 
 FORMAT_VERSION = 1
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,22 @@ class Subset:
 def check_name(name: str) -> None:
     """Raise ConfigError unless `name` can be a subset's."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name {name!r}: expected letters, digits, '_', '.' and '-', and no '.' or '-' first")
+        raise ConfigError(
+            f"--name {name!r}: expected up to 200 letters, digits, '_', '.' and '-', and no '.' or '-' first"
+        )
 
 
 def mask_file(mask: Mask) -> bytes:
-    """The content of a .npy file, the same with every version of numpy."""
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({len(mask)},), }}"
-    padding = -(10 + len(header) + 1) % 64
-    size = len(header) + padding + 1
-    return b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + header.encode() + b" " * padding + b"\n" + mask.tobytes()
+    """The content of the .npy file of a mask."""
+    return mask_header(len(mask)) + mask.tobytes()
+
+
+def check_writable(root: str) -> None:
+    """Raise StorageError where subsets of the dataset at `root` can be read only: over http."""
+    if scheme_of(root) in HTTP:
+        raise StorageError(
+            f"{shown(root)}: subsets cannot be written over http; give the s3://, gs:// or folder that is behind it"
+        )
 
 
 def list_subsets(root: str, files: RemoteFiles) -> list[str]:
@@ -80,7 +88,7 @@ def read_subset(root: str, name: str, manifest: Manifest, files: RemoteFiles) ->
         DatasetError: there is none of that name (those that exist are listed), it is of another dataset, or damaged.
         StorageError: it lies remote and cannot be read.
     """
-    where = join_url(root, f"{SUBSETS_NAME}/{name}.json")
+    where = shown(join_url(root, f"{SUBSETS_NAME}/{name}.json"))
     try:
         content = json.loads(read_beside(root, f"{SUBSETS_NAME}/{name}.json", files))
         if content["format_version"] != FORMAT_VERSION:
@@ -95,18 +103,18 @@ def read_subset(root: str, name: str, manifest: Manifest, files: RemoteFiles) ->
             file_sha256=str(content["file_sha256"]),
         )
     except FileNotFoundError:
-        raise DatasetError(f"{root}: has no subset {name!r}; {_advice(root, name, files)}") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{shown(root)}: has no subset {name!r}; {_advice(root, name, files)}") from None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DatasetError(f"{where}: is not a subset of dinowds ({error}); make it again with --overwrite") from None
     if subset.samples_sha256 != manifest.samples_sha256:
         raise DatasetError(
-            f"{where}: is a subset of another {root}, which was made again since; make the subset again with "
-            f"'dinowds subset {root} --name {name} --overwrite' and its options: {describe(subset.definition)}"
+            f"{where}: is a subset of another {shown(root)}, which was made again since; make the subset again with "
+            f"'dinowds subset {shown(root)} --name {name} --overwrite' and its options: {describe(subset.definition)}"
         )
     return subset
 
 
-def load_mask(root: str, subset: Subset, files: RemoteFiles) -> Mask:
+def load_mask(root: str, subset: Subset, num_samples: int, files: RemoteFiles) -> Mask:
     """Map the mask of a subset, after a check of its content.
 
     Raises:
@@ -119,9 +127,9 @@ def load_mask(root: str, subset: Subset, files: RemoteFiles) -> Mask:
         found = sha256_of(path)
         if found != subset.file_sha256:
             raise ValueError(f"its sha256 is {found}, expected {subset.file_sha256}")
-        return open_mask(str(path))
+        return open_mask(str(path), num_samples)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{url}: cannot be used ({error}); make the subset again with --overwrite") from None
+        raise DatasetError(f"{shown(url)}: cannot be used ({error}); make the subset again with --overwrite") from None
 
 
 def write_subset(root: str, subset: Subset, mask: Mask, files: RemoteFiles, overwrite: bool = False) -> bool:
@@ -144,20 +152,20 @@ def write_subset(root: str, subset: Subset, mask: Mask, files: RemoteFiles, over
         return False
     if before is not None and not overwrite:
         raise OutputError(
-            f"{join_url(root, name)}: another subset has this name ({_about(before)}); give another --name, or "
+            f"{shown(join_url(root, name))}: another subset has this name ({_about(before)}); give another --name, or "
             "--overwrite to replace it"
         )
     content = json.dumps(subset.to_json(), indent=1, ensure_ascii=False).encode() + b"\n"
     try:
         _replace(root, subset.name, mask_file(mask), content, files)
     except OSError as error:
-        raise OutputError(f"{root}/{SUBSETS_NAME}: cannot be written ({error.strerror or error})") from None
+        raise OutputError(f"{shown(root)}/{SUBSETS_NAME}: cannot be written ({error.strerror or error})") from None
     return True
 
 
 def describe(definition: dict[str, Any]) -> str:
     """A definition in one line."""
-    parts = [f"{key} {value['file'] if isinstance(value, dict) else value}" for key, value in definition.items()]
+    parts = [f"{key} {value.get('file') if isinstance(value, dict) else value}" for key, value in definition.items()]
     return ", ".join(parts) or "all samples"
 
 
@@ -187,6 +195,8 @@ def _advice(root: str, name: str, files: RemoteFiles) -> str:
     except (StorageError, OSError):  # of a server that lists nothing; the subset is missing all the same
         return "make it with 'dinowds subset'"
     if not names:
+        if scheme_of(root) in HTTP:
+            return "the server lists none"
         return "it has none; make one with 'dinowds subset'"
     near = difflib.get_close_matches(name, names, n=1)
     return f"it has {', '.join(map(repr, names))}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -35,7 +35,7 @@ class _Operand(NamedTuple):
     kind: Kind
     value: Any
     """The literal, or what gives the column of a table."""
-    text: str
+    node: ast.expr
     is_column: bool
 
 
@@ -135,7 +135,9 @@ class _Parser:
         entries = [self._operand(entry) for entry in right.elts]
         for entry in entries:
             if entry.is_column:
-                raise self._error(f"has the column {entry.text} in a list; expected numbers, text or None")
+                raise self._error(
+                    f"has the column {self._source(entry.node)} in a list; expected numbers, text or None"
+                )
             self._check_kinds(one, entry)
         values = [entry.value for entry in entries if entry.kind != "None"]
         with_none = len(values) < len(entries)
@@ -150,29 +152,29 @@ class _Parser:
         return test
 
     def _operand(self, node: ast.expr) -> _Operand:
-        text = self._source(node)
         if isinstance(node, ast.Name):
-            return self._named(node.id)
-        sign = 1
+            return self._named(node)
+        whole, sign = node, 1
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
             sign, node = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
             if not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
-                raise self._error(f"has {text}, expected a column, a number, text or None")
+                raise self._error(f"has {self._source(whole)}, expected a column, a number, text or None")
         if isinstance(node, ast.Constant):
             value = node.value
             if value is None:
-                return _Operand("None", None, text, False)
+                return _Operand("None", None, whole, False)
             if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
-                return _Operand("text", value, text, False)
+                return _Operand("text", value, whole, False)
             if type(value) is float or (type(value) is int and -(1 << 63) <= sign * value < 1 << 63):
-                return _Operand("number", sign * value, text, False)
-        raise self._error(f"has {text}, expected a column, a number, text or None")
+                return _Operand("number", sign * value, whole, False)
+        raise self._error(f"has {self._source(whole)}, expected a column, a number, text or None")
 
-    def _named(self, name: str) -> _Operand:
+    def _named(self, node: ast.Name) -> _Operand:
+        name = node.id
         if name == LABEL_NAME:
             self._columns["label"] = None
             names = pa.array(self._label_names, pa.string())
-            return _Operand("text", lambda rows: _names_of(rows["label"], names), name, True)
+            return _Operand("text", lambda rows: _names_of(rows["label"], names), node, True)
         known = {field.name: _kind(field.type) for field in SAMPLES_SCHEMA}
         if known.get(name) is None:
             usable = [column for column, kind in known.items() if kind] + [LABEL_NAME]
@@ -182,18 +184,20 @@ class _Parser:
                 raise self._error(f"column {name!r} is bytes and cannot be compared; {advice}")
             raise self._error(f"unknown column {name!r}; {advice} (text needs quotes)")
         self._columns[name] = None
-        return _Operand(known[name] or "text", lambda rows: rows[name], name, True)
+        return _Operand(known[name] or "text", lambda rows: rows[name], node, True)
 
     def _check_kinds(self, one: _Operand, two: _Operand) -> None:
         if one.kind != two.kind and "None" not in (one.kind, two.kind):
             advice = ""
-            if "label" in (one.text, two.text):
+            texts = self._source(one.node), self._source(two.node)
+            if "label" in texts:
                 advice = f"; for a label's name use {LABEL_NAME}"
             raise self._error(
-                f"compares {one.text}, which is {_a(one.kind)}, with {two.text}, which is {_a(two.kind)}{advice}"
+                f"compares {texts[0]}, which is {_a(one.kind)}, with {texts[1]}, which is {_a(two.kind)}{advice}"
             )
 
     def _source(self, node: ast.expr) -> str:
+        """For errors alone: looks for the line in the whole text."""
         return ast.get_source_segment(self._text.strip(), node) or "something"
 
     def _error(self, problem: str) -> ConfigError:

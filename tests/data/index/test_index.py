@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,9 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.index.lookup import Index
 from dinowds.data.index.rowgroups import COLUMNS, RowGroups
 from dinowds.data.index.shardrows import slide_hash
+from dinowds.data.manifest import read_manifest
 from dinowds.errors import DatasetError
-from tests.data.indexes import Row, cut, random_rows, write_index
+from tests.index_only import Row, cut, random_rows, write_rows
 
 SIZES = (40, 1, 7, 100, 23)
 
@@ -41,7 +46,7 @@ def rows() -> list[Row]:
 
 @pytest.fixture
 def folder(tmp_path: Path, rows: list[Row]) -> Path:
-    return write_index(tmp_path / "dataset", cut(rows, SIZES))
+    return write_rows(tmp_path / "dataset", cut(rows, SIZES))
 
 
 def cache_file(cache: Path) -> Path:
@@ -65,7 +70,7 @@ def refuse(*_: object) -> bytes:
 @pytest.mark.parametrize("compression", ["zstd", "snappy", "none", "gzip", "lz4"])
 @pytest.mark.parametrize("use_dictionary", [True, False])
 def test_row_groups__read_as_parquet_does(tmp_path: Path, compression: str, use_dictionary: bool) -> None:
-    write_index(tmp_path, cut(random_rows(60), (30, 1, 29)), compression, use_dictionary)
+    write_rows(tmp_path, cut(random_rows(60), (30, 1, 29)), compression, use_dictionary)
     groups = RowGroups.locate(tmp_path / "samples.parquet")
     assert groups.counts.tolist() == [30, 1, 29]
     with pq.ParquetFile(tmp_path / "samples.parquet") as file:
@@ -155,7 +160,7 @@ def test_index__grows_past_the_room_that_was_reserved(tmp_path: Path, monkeypatc
     monkeypatch.setattr(dinowds.data.index.lookup, "_KEY_BYTES", -56)
     monkeypatch.setattr(dinowds.data.index.lookup, "_GROWTH", 0)
     rows = [{**row, "key": row["key"] * 8} for row in random_rows(600)]
-    folder = write_index(tmp_path / "dataset", cut(rows, (100,) * 6))
+    folder = write_rows(tmp_path / "dataset", cut(rows, (100,) * 6))
     first, second = Dataset.open(folder), Dataset.open(folder)
     assert second[0].key == rows[0]["key"]
     assert found(first) == expected(rows)
@@ -164,13 +169,13 @@ def test_index__grows_past_the_room_that_was_reserved(tmp_path: Path, monkeypatc
 
 def test_index__another_file_of_the_same_name_gets_its_own(tmp_path: Path) -> None:
     before, after = random_rows(30, seed=1), random_rows(30, seed=2)
-    folder = write_index(tmp_path / "dataset", [before])
+    folder = write_rows(tmp_path / "dataset", [before])
     assert found(Dataset.open(folder)) == expected(before)
     manifest = (folder / "manifest.json").read_bytes()
-    write_index(folder, [after])
+    write_rows(folder, [after])
     (folder / "manifest.json").write_bytes(manifest)  # as if it were of the same content
     assert found(Dataset.open(folder)) == expected(after)
-    write_index(folder, cut(after, (10, 20)))
+    write_rows(folder, cut(after, (10, 20)))
     (folder / "manifest.json").write_bytes(manifest)
     with pytest.raises(DatasetError, match=r"has 30 rows in 2 row groups, but manifest\.json lists 30 samples in 1"):
         Dataset.open(folder)
@@ -203,13 +208,109 @@ def test_index__without_a_cache_folder(
     assert len(caplog.records) == 1
 
 
+def test_index__replaced_by_one_of_the_same_size(tmp_path: Path, rows: list[Row]) -> None:
+    folder = write_rows(tmp_path / "dataset", cut(rows, SIZES), "none", False)
+    assert found(Dataset.open(folder)) == expected(rows)
+    path, manifest = folder / "samples.parquet", (folder / "manifest.json").read_bytes()
+    before = path.stat()
+    other = [{**row, "digest": row["digest"][::-1]} for row in rows]
+    write_rows(folder, cut(other, SIZES), "none", False)
+    (folder / "manifest.json").write_bytes(manifest)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert found(Dataset.open(folder)) == expected(other)
+
+
+def test_index__of_each_host_its_own(
+    cache: Path, folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host in ("one", "two"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        assert found(Dataset.open(folder)) == expected(rows)
+    assert len(list(cache.glob("*.index"))) == 2
+
+
+def test_index__cleared_just_before_a_shard_is_added(
+    cache: Path, folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.open(folder)
+    path = cache_file(cache)
+    others: list[Dataset] = []
+    lock = dinowds.data.index.lookup.waiting_lock
+
+    def cleared_first(locked: Path) -> AbstractContextManager[int]:
+        if locked == path and not others:
+            path.unlink()
+            others.append(Dataset.open(folder))
+            assert others[0][0].key == rows[0]["key"]
+        return lock(locked)
+
+    monkeypatch.setattr(dinowds.data.index.lookup, "waiting_lock", cleared_first)
+    assert dataset[60].key == rows[60]["key"]
+    assert found(others[0]) == expected(rows)
+    assert found(dataset) == expected(rows)
+
+
+def test_index__a_new_one_removes_what_nobody_used(cache: Path, folder: Path, rows: list[Row]) -> None:
+    cache.mkdir(parents=True)
+    days = {"old.index": 31, "new.index": 29, "old.parquet": 31, "old.npy": 31, ".a.index.1.tmp": 2, ".b.1.tmp": 0}
+    days |= {"old.txt": 31, ".lock": 31}
+    for name, age in days.items():
+        (cache / name).write_bytes(b"")
+        os.utime(cache / name, (time.time() - 86400 * age,) * 2)
+    os.utime(cache / "old.parquet", (time.time(), time.time() - 86400 * 31))
+    assert found(Dataset.open(folder)) == expected(rows)
+    left = {path.name for path in cache.iterdir()}
+    assert set(days) - left == {"old.index", "old.npy", ".a.index.1.tmp"}
+
+
+def test_index__in_use_is_marked(cache: Path, folder: Path) -> None:
+    assert len(Dataset.open(folder)) == sum(SIZES)
+    path = cache_file(cache)
+    os.utime(path, (0, 0))
+    assert len(Dataset.open(folder)) == sum(SIZES)
+    assert time.time() - path.stat().st_atime < 3600
+    assert path.stat().st_mtime == 0
+
+
+def test_row_groups__in_a_folder_that_looks_like_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"s3:/bucket/\xff")
+    rows = random_rows(9)
+    folder = write_rows(tmp_path / name, [rows])
+    groups = RowGroups.locate(Path(name) / "samples.parquet")
+    assert groups.read(0, ["key"])["key"].to_pylist() == [row["key"] for row in rows]
+    table = Dataset(name, read_manifest(folder)).columns(["key"])
+    assert table["key"].to_pylist() == [row["key"] for row in rows]
+
+
+@pytest.mark.parametrize(("offset", "size"), [(1 << 42, 1), (0, (1 << 42) + 1), (5, (1 << 63) - 1), (1 << 62, 1 << 62)])
+def test_index__payloads_lie_inside_their_shard(tmp_path: Path, offset: int, size: int) -> None:
+    rows = random_rows(20)
+    rows[3] |= {"offset": 1 << 41, "size": 1 << 41}
+    rows[15] |= {"offset": offset, "size": size}
+    dataset = Dataset.open(write_rows(tmp_path / "dataset", cut(rows, (10, 10))))
+    assert dataset[3].size == 1 << 41
+    with pytest.raises(DatasetError, match="row group 1 has an 'offset' and a 'size' that lie outside"):
+        _ = dataset[10]
+
+
+def test_index__of_a_manifest_with_other_sizes_is_another(folder: Path) -> None:
+    assert found(Dataset.open(folder))
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(1 << 42), "1000"))
+    dataset = Dataset.open(folder)
+    with pytest.raises(DatasetError, match="outside its shard of 1000 bytes"):
+        _ = dataset[0]
+
+
 @pytest.mark.parametrize("column", ["offset", "size", "label", "cohort"])
 def test_index__a_row_that_cannot_be_names_its_row_group(tmp_path: Path, column: str) -> None:
     rows = random_rows(20)
-    folder = write_index(tmp_path / "dataset", cut(rows, (10, 10)))
+    folder = write_rows(tmp_path / "dataset", cut(rows, (10, 10)))
     manifest = (folder / "manifest.json").read_bytes()
     rows[15][column] = "other" if column == "cohort" else -5
-    write_index(folder, cut(rows, (10, 10)))
+    write_rows(folder, cut(rows, (10, 10)))
     (folder / "manifest.json").write_bytes(manifest)
     dataset = Dataset.open(folder)
     assert dataset[0].key == rows[0]["key"]

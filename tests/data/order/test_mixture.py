@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dinowds.data.order.mixture import WeightedPlan, apportion, checked_weights, interleave
+from dinowds.data.order.mixture import WeightedPlan, apportion, checked_weights, far_apart, interleave
 from dinowds.data.order.plan import Ids, Order
 from dinowds.data.subsets.selection import Selection, pack_mask
 from dinowds.errors import ConfigError
@@ -69,15 +69,115 @@ def test_draws__slices_join_to_the_whole_in_any_order_of_asking(order: Order) ->
             assert np.array_equal(np.concatenate([part.visits for part in parts], axis=1)[0], visits[step])
 
 
-def test_ranks__read_mostly_their_own_partitions() -> None:
-    order = Order(64, 0, 4, 2, 2, weights={"a": 1, "b": 1, "c": 1})
-    plan = WeightedPlan(COHORTS, order)
-    draws = plan.draws(range(plan.steps_per_epoch))
-    chunks = {
-        rank: {*zip(*(x[:, rank * 32 : rank * 32 + 32].ravel().tolist() for x in draws[1:4]), strict=True)}
-        for rank in range(2)
+@pytest.mark.parametrize(
+    ("cohorts", "hosts", "most"), [(1, 2, 1.01), (3, 2, 1.06), (10, 2, 1.1), (1, 4, 1.02), (10, 4, 1.25)]
+)
+def test_hosts__read_mostly_their_own_partitions(cohorts: int, hosts: int, most: float) -> None:
+    counts = [3200] * 100
+    cohort_of = np.random.default_rng(0).choice(cohorts, sum(counts))
+    selections = {str(i): Selection(counts, pack_mask(np.equal(cohort_of, i))) for i in range(cohorts)}
+    plan = WeightedPlan(selections, Order(256, 0, 8, 8, 64, weights=dict.fromkeys(selections, 1.0)))
+    draws = plan.draws(range(plan.steps_per_epoch // 3))
+    width = 256 // hosts
+    fetched = [
+        {*zip(*(x[:, host * width : (host + 1) * width].ravel().tolist() for x in draws[1:4]), strict=True)}
+        for host in range(hosts)
+    ]
+    assert sum(map(len, fetched)) <= most * len(set().union(*fetched))
+
+
+@pytest.mark.parametrize(("heavy", "light"), [(60, 60), (20, 20), (1, 7), (1000, 3), (0, 30)])
+@pytest.mark.parametrize("batch", [64, 256, 7])
+def test_batches__have_their_share_of_every_cohort(heavy: int, light: int, batch: int) -> None:
+    counts = [40] * 200
+    weights = {str(i): 1.0 for i in range(light)} | ({"heavy": float(heavy)} if heavy else {})
+    cohort_of = np.random.default_rng(0).choice(len(weights), sum(counts))
+    selections = {name: Selection(counts, pack_mask(np.equal(cohort_of, i))) for i, name in enumerate(weights)}
+    plan = WeightedPlan(selections, Order(batch, weights=weights))
+    groups = plan.draws(range(plan.steps_per_epoch)).groups
+    for group, weight in enumerate(weights.values()):
+        share = weight / sum(weights.values()) * batch
+        assert abs((groups == group).sum(axis=1) - share).max() <= 2.5
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_tiny_cohort__is_drawn_many_times_a_batch(size: int) -> None:
+    counts = [1000]
+    cohorts = {
+        "tiny": Selection(counts, pack_mask(np.arange(1000) < size)),
+        "rest": Selection(counts, pack_mask(np.arange(1000) >= size)),
     }
-    assert len(chunks[0] & chunks[1]) < 0.25 * len(chunks[0])
+    plan = WeightedPlan(cohorts, Order(64, weights={"tiny": 1, "rest": 1}))
+    draws = plan.draws(range(200))
+    tiny = draws.groups == 0
+    assert tiny.sum() == 6400
+    order = np.argsort(draws.visits[tiny], kind="stable")
+    ids, visits = draws.ids[tiny][order], draws.visits[tiny][order]
+    for visit in range(6400 // size):
+        assert sorted(ids[visits == visit].tolist()) == list(range(size))
+
+
+def test_run__is_fixed_for_ever() -> None:
+    """A run that was begun must go on with its order under any version of numpy or dinowds."""
+    assert WeightedPlan(COHORTS, ORDERS[4]).ids(30).tolist() == FIXED_BATCH
+
+
+FIXED_BATCH = [
+    1397,
+    1582,
+    194,
+    1525,
+    1848,
+    556,
+    1812,
+    1562,
+    1690,
+    202,
+    2202,
+    2158,
+    412,
+    2023,
+    2533,
+    327,
+    1524,
+    209,
+    2103,
+    1519,
+    2034,
+    2692,
+    670,
+    660,
+    2283,
+    2290,
+    2255,
+    868,
+    349,
+    1809,
+    791,
+    77,
+]
+
+
+def test_passes__that_are_over_are_forgotten() -> None:
+    plan = WeightedPlan(COHORTS, Order(32, 1, 4, 2, 4, weights=WEIGHTS))
+    for step in range(0, 20 * plan.steps_per_epoch, 3):
+        plan.draws([step])
+    assert 0 < len(plan._passes) <= 2 * len(COHORTS)
+
+
+def test_cohorts__have_orders_of_their_own() -> None:
+    same = {name: Selection([64]) for name in "ab"}
+    draws = WeightedPlan(same, Order(128, weights={"a": 1, "b": 1})).draws([0])
+    assert draws.ids[draws.groups == 0].tolist() != draws.ids[draws.groups == 1].tolist()
+    assert sorted(draws.ids[draws.groups == 0].tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 48, 64])
+def test_far_apart__every_run_of_turns_is_spread(count: int) -> None:
+    turns = far_apart(count)
+    assert sorted(turns.tolist()) == list(range(count))
+    for start in range(0, count - 7, 5):
+        assert np.diff(np.sort(turns[start : start + 8]) / count).max() < 0.3
 
 
 def test_draws__name_group_and_chunk() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +24,12 @@ import pytest
 import dinowds.data.subsets.entries
 from dinowds.data.dataset import Dataset
 from dinowds.data.subsets.choose import SubsetOptions, choose_subset
-from dinowds.data.subsets.subset import Subset, list_subsets, mask_file, write_subset
+from dinowds.data.subsets.subset import Subset, describe, list_subsets, mask_file, write_subset
+from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, DatasetError, OutputError
+from dinowds.files import sha256_of
 from dinowds.remote.files import RemoteFiles
-from tests.data.indexes import Row, cut, random_rows, write_index
+from tests.index_only import Row, cut, random_rows, write_rows
 from tests.servers import http_server
 
 ROWS = random_rows(500)
@@ -34,7 +39,7 @@ SIZES = (200, 1, 150, 100, 49)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only."""
-    return write_index(tmp_path_factory.mktemp("subset") / "dataset", cut(ROWS, SIZES))
+    return write_rows(tmp_path_factory.mktemp("subset") / "dataset", cut(ROWS, SIZES))
 
 
 @pytest.fixture
@@ -99,7 +104,7 @@ def test_lists__the_fuller_name_comes_first(tmp_path: Path) -> None:
     rows = random_rows(4)
     for row, name in zip(rows, ("a.jpg", "s/a.jpg", "t/b.jpg", "u/b.jpg"), strict=True):
         row |= {"source_name": name, "slide": None if "/" not in name else name[0]}
-    folder = write_index(tmp_path / "dataset", [rows])
+    folder = write_rows(tmp_path / "dataset", [rows])
     assert choose(folder, keep=write_list(tmp_path / "1", ["a.jpg"])) == [0]
     assert choose(folder, keep=write_list(tmp_path / "2", ["s/a.jpg", "t/b"])) == [1, 2]
     for entry in ("a", "b.jpg", "b"):
@@ -109,7 +114,7 @@ def test_lists__the_fuller_name_comes_first(tmp_path: Path) -> None:
 
 def test_lists__the_same_full_name_twice_asks_for_the_key(tmp_path: Path) -> None:
     rows = [{**row, "source_name": "0.jpg"} for row in random_rows(3)]
-    folder = write_index(tmp_path / "dataset", cut(rows, (1, 2)))
+    folder = write_rows(tmp_path / "dataset", cut(rows, (1, 2)))
     with pytest.raises(DatasetError, match=r"'0\.jpg' is the name in its source of 3 samples; give the sample's key"):
         choose(folder, keep=write_list(tmp_path / "list", ["0.jpg"]))
 
@@ -187,7 +192,7 @@ def test_fraction__takes_an_exact_count(folder: Path, fraction: float) -> None:
 
 def test_choice__is_the_same_for_ever(tmp_path: Path) -> None:
     rows = [{**row, "slide": f"s{place % 5}", "cohort": "c"} for place, row in enumerate(ROWS[:40])]
-    folder = write_index(tmp_path / "dataset", [rows])
+    folder = write_rows(tmp_path / "dataset", [rows])
     assert choose(folder, fraction=0.25, seed=3) == [1, 8, 12, 13, 14, 15, 28, 30, 32, 34]
     assert choose(folder, max_per_slide=2, seed=3) == [3, 14, 15, 16, 20, 21, 22, 23, 29, 32]
     assert choose(folder, fraction=0.25, seed=3) != choose(folder, fraction=0.25, seed=4)
@@ -215,10 +220,15 @@ def test_choice__of_nothing_is_an_error(folder: Path) -> None:
         choose(folder, where="label == 1", fraction=0.001)
 
 
-@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "a b", "ä", "a:b"])
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "a b", "ä", "a:b", "a" * 201])
 def test_name__that_cannot_be(folder: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="expected letters, digits"):
+    with pytest.raises(ConfigError, match="expected up to 200 letters, digits"):
         choose_subset(Dataset.open(folder), name, SubsetOptions())
+
+
+def test_name__as_long_as_can_be(copy: Path) -> None:
+    make(copy, "a" * 200, fraction=0.5)
+    assert len(Dataset.open(f"{copy}:{'a' * 200}")) == 250
 
 
 def test_open__a_subset(copy: Path) -> None:
@@ -278,7 +288,7 @@ def test_open__unknown_subset_lists_those_that_exist(copy: Path) -> None:
 
 def test_open__subset_of_a_dataset_that_was_made_again(copy: Path) -> None:
     make(copy, "a", fraction=0.5)
-    write_index(copy, cut(random_rows(500, seed=1), SIZES))
+    write_rows(copy, cut(random_rows(500, seed=1), SIZES))
     with pytest.raises(DatasetError, match=r"a\.json: is a subset of another .*--name a --overwrite.*fraction 0\.5"):
         Dataset.open(f"{copy}:a")
     make(copy, "a", overwrite=True, fraction=0.5)
@@ -297,7 +307,8 @@ def test_open__damaged_subset_is_one_line(copy: Path) -> None:
     with pytest.raises(DatasetError, match=r"a\.npy: cannot be used"):
         Dataset.open(f"{copy}:a")
     mask.write_bytes(content)
-    for broken in ("", "{}", "[]", "[" * 100_000, text.replace('"format_version": 1', '"format_version": 2')):
+    infinite, other = ('"samples": 250', '"samples": 1e999'), ('"format_version": 1', '"format_version": 2')
+    for broken in ("", "{}", "[]", "[" * 100_000, text.replace(*infinite), text.replace(*other)):
         about.write_text(broken)
         with pytest.raises(DatasetError, match=r"a\.json: is not a subset of dinowds") as caught:
             Dataset.open(f"{copy}:a")
@@ -305,6 +316,40 @@ def test_open__damaged_subset_is_one_line(copy: Path) -> None:
     about.write_text(text.replace('"samples": 250', '"samples": 249'))
     with pytest.raises(DatasetError, match="has 250 samples, its description says 249"):
         Dataset.open(f"{copy}:a")
+
+
+def zipped(mask: bytes) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, mask=np.frombuffer(mask, np.uint8))
+    return content.getvalue()
+
+
+NO_MASKS: dict[str, Callable[[bytes], bytes]] = {
+    "zip": zipped,
+    "empty": lambda _: b"",
+    "long header": lambda _: b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"-" * 9000,
+    "pickle": pickle.dumps,
+    "short": lambda mask: mask[:-1],
+    "long": lambda mask: mask + b"\0",
+    "of another type": lambda mask: mask.replace(b"|u1", b"|i1"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MASKS)
+def test_open__what_is_no_mask_by_whoever_wrote_the_description(copy: Path, kind: str) -> None:
+    make(copy, "a", fraction=0.5)
+    mask, about = copy / "subsets" / "a.npy", copy / "subsets" / "a.json"
+    before = sha256_of(mask)
+    mask.write_bytes(NO_MASKS[kind](mask.read_bytes()))
+    about.write_text(about.read_text().replace(before, sha256_of(mask)))
+    with pytest.raises(DatasetError, match=r"a\.npy: cannot be used \(it is no mask of 500 samples\)"):
+        Dataset.open(f"{copy}:a")
+    (found,) = [damage.problem for damage in verify_dataset(copy) if "subsets" in damage.shard]
+    assert found.startswith("its mask ")
+
+
+def test_describe__of_whatever_is_there() -> None:
+    assert describe({"keep": {}, "where": "x > 0", "of": {"file": "a"}}) == "keep None, where x > 0, of a"
 
 
 _KILLED = """
@@ -361,6 +406,62 @@ def test_remote__subsets_are_written_and_read_there(folder: Path) -> None:
         files.rm("/remote", recursive=True)
 
 
+def test_write__the_same_list_by_another_path_is_the_same(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_list(tmp_path / "list", [row["key"] for row in ROWS[:9]])
+    make(copy, "a", keep=Path("list"))
+    made = make(copy, "a", keep=tmp_path / "list")
+    assert made.definition["keep"]["file"] == "list"
+    assert str(tmp_path) not in (copy / "subsets" / "a.json").read_text()
+
+
+def test_lists__with_a_name_that_is_not_utf8(copy: Path, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))
+    write_list(path, [row["key"] for row in ROWS[:9]])
+    assert make(copy, "a", keep=path).definition["keep"]["file"] == "\\xff.txt"
+    assert len(Dataset.open(f"{copy}:a")) == 9
+
+
+def test_remote__nothing_shows_a_secret(copy: Path) -> None:
+    with http_server(copy.parent) as server:
+        url = f"{server.url.replace('://', '://user:SECRET@')}/copy"
+        shown = f"{server.url}/copy"
+        with pytest.raises(DatasetError, match=f"^{shown}: has no subset 'x'; the server lists none$"):
+            Dataset.open(f"{url}:x")
+        make(copy, "a", fraction=0.5)
+        about = copy / "subsets" / "a.json"
+        text = about.read_text()
+        for changed in ("[]", text.replace('"samples_sha256": "', '"samples_sha256": "0'), text.replace("250", "251")):
+            about.write_text(changed)
+            with pytest.raises(DatasetError, match=f"^{shown}[:/]") as caught:
+                Dataset.open(f"{url}:a")
+            assert "SECRET" not in str(caught.value)
+        about.write_text(text.replace('"file_sha256": "', '"file_sha256": "0'))
+        with pytest.raises(DatasetError) as caught:
+            Dataset.open(f"{url}:a")
+        assert "SECRET" not in str(caught.value)
+        (copy / "samples.parquet").unlink()
+        manifest = copy / "manifest.json"
+        manifest.write_text(re.sub('"samples_sha256": ".', '"samples_sha256": "0', manifest.read_text()))
+        with pytest.raises(DatasetError, match=f"^{shown}/samples.parquet: no such file") as caught:
+            Dataset.open(url)
+        assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["memory://user:SECRET@remote/patches"])
+def test_write__refused_shows_no_secret(root: str) -> None:
+    files = fsspec.filesystem("memory")
+    try:
+        files.pipe(f"{root}/subsets/a.json", b"{}")
+        subset = Subset("a", {}, 1, 0, {}, "", "")
+        with pytest.raises(OutputError, match=r"^memory://remote/patches/subsets/a\.json: another subset"):
+            write_subset(root, subset, np.zeros(1, np.uint8), RemoteFiles())
+    finally:
+        files.rm(root, recursive=True)
+
+
 def test_remote__over_http(copy: Path) -> None:
     make(copy, "a", fraction=0.5)
     with http_server(copy.parent) as server:
@@ -375,7 +476,7 @@ def test_description__says_how_it_was_made(copy: Path, tmp_path: Path) -> None:
     make(copy, "a", keep=path, where="width > 0", max_per_slide=3, seed=7)
     content = json.loads((copy / "subsets" / "a.json").read_text())
     assert content["definition"] == {
-        "keep": {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "entries": 9},
+        "keep": {"file": "list", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "entries": 9},
         "where": "width > 0",
         "max_per_slide": 3,
         "seed": 7,

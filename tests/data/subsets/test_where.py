@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from dinowds.data.manifest import SAMPLES_SCHEMA
 from dinowds.data.subsets.where import parse_where
 from dinowds.errors import ConfigError
-from tests.data.indexes import LABELS, Row, random_rows
+from tests.index_only import LABELS, Row, random_rows
 
 ROWS = [{**row, "shard": place % 3} for place, row in enumerate(random_rows(200))]
 PLAIN = pa.schema([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in SAMPLES_SCHEMA])
@@ -92,6 +94,17 @@ def test_where__random_conditions() -> None:
         text = condition(3)
         expected = [by_python(text, row) for row in ROWS]
         assert parse_where(text, LABELS).test(table).to_pylist() == expected, text
+
+
+def test_where__long_lists_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting the text of an entry out of the condition goes through the whole condition."""
+
+    def refuse(*_: object) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr(ast, "get_source_segment", refuse)
+    where = parse_where(f"width in {list(range(100))} and -1 <= label", LABELS)
+    assert where.columns == ("width", "label")
 
 
 @pytest.mark.parametrize(
