@@ -108,7 +108,7 @@ def _cores() -> Finding:
 
 
 def _shared_memory(folder: Path) -> Finding:
-    """Loader processes hand batches over in shared memory."""
+    """Where loader processes hand batches over that do not fit into the few they keep."""
     if not folder.is_dir():
         return Finding("shared memory", "ok", "not a separate file system here")
     size = shutil.disk_usage(folder).total

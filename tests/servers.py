@@ -5,6 +5,7 @@ As context managers (`http_server`, `s3_server`) and as fixtures (`s3`), which `
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import itertools
 import logging
@@ -21,9 +22,10 @@ from typing import Literal
 
 import pytest
 
-Fault = Literal["500", "503", "429", "403", "close", "stall", "cut", "short", "whole"]
-"""Answers with this status; closes the socket; never answers; sends half of the body and closes; sends half of the
-range and says so; sends the whole file instead of a range."""
+Fault = Literal["500", "503", "429", "403", "close", "stall", "cut", "short", "whole", "other", "endless"]
+"""Answers with this status; closes the socket; never answers; sends half of the body and closes; sends all of the
+range but its last byte and says so; sends the whole file instead of a range; sends the range behind it; sends the range
+and then goes on until the client is gone."""
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 _bucket_numbers = itertools.count()
@@ -130,6 +132,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def _send_file(self, path: Path, fault: Fault | None, with_body: bool) -> None:
         content = path.read_bytes()
+        encoding = "gzip" if "gzip" in self.headers.get("Accept-Encoding", "") else ""
+        content = gzip.compress(content) if encoding else content  # ranges are then those of the compressed file
         asked = _RANGE.fullmatch(self.headers.get("Range", ""))
         if asked is None or fault == "whole":
             self._send(HTTPStatus.OK, content, len(content), with_body)
@@ -141,18 +145,36 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", 0, with_body, f"bytes */{len(content)}")
             return
         if fault == "short":
-            stop = start + (stop - start) // 2
+            stop -= 1
+        if fault == "other":
+            start, stop = start + 1, stop + 1
         part = content[start:stop]
         said = f"bytes {start}-{stop - 1}/{len(content)}"
-        self._send(
-            HTTPStatus.PARTIAL_CONTENT, part[: len(part) // 2] if fault == "cut" else part, len(part), with_body, said
-        )
+        if fault == "endless":
+            self._send_endlessly(part, said)
+            return
+        body = part[: len(part) // 2] if fault == "cut" else part
+        self._send(HTTPStatus.PARTIAL_CONTENT, body, len(part), with_body, said, encoding)
 
-    def _send(self, status: HTTPStatus, body: bytes, length: int, with_body: bool, content_range: str = "") -> None:
+    def _send_endlessly(self, part: bytes, said: str) -> None:
+        self.send_response(HTTPStatus.PARTIAL_CONTENT)
+        self.send_header("Content-Range", said)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        while not self.server.state.ending.is_set():
+            self.wfile.write(part)
+            self.server.state.sent(len(part))
+
+    def _send(
+        self, status: HTTPStatus, body: bytes, length: int, with_body: bool, content_range: str = "", encoding: str = ""
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(length))
         if content_range:
             self.send_header("Content-Range", content_range)
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
         self.end_headers()
         if with_body:
             self.server.state.sent(len(body))  # first: the client may look as soon as it has them

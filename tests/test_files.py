@@ -6,13 +6,14 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dinowds.files import fsync_folder, lock_file
+from dinowds.files import atomic_write, cache_folder, fsync_folder, lock_file, open_regular, waiting_lock
 
 TRY_LOCK = "import sys, pathlib, dinowds.files as f\nwith f.lock_file(pathlib.Path(sys.argv[1])): pass"
 
@@ -75,3 +76,55 @@ def test_fsync_folder__tolerates_file_systems_that_cannot(tmp_path: Path, monkey
     refuse(errno.EIO)
     with pytest.raises(OSError, match="Input/output"):
         fsync_folder(tmp_path)
+
+
+def test_atomic_write__writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with atomic_write(path) as one, atomic_write(path) as other:  # of one process, as in two containers
+        one.write(b"the first one")
+        other.write(b"second")
+    assert path.read_bytes() == b"the first one"  # who ends last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cache_folder__of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DINOWDS_CACHE", "SLURM_TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/.cache/dinowds")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such user"])
+    assert cache_folder().name == f"dinowds-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cache_folder() == Path("/cache/dinowds")
+
+
+def test_open_regular__waits_for_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="Not a regular file"):
+            open_regular(path)
+    (tmp_path / "x").write_bytes(b"hello")
+    with open(open_regular(tmp_path / "x"), "rb") as file:
+        assert file.read() == b"hello"
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_waiting_lock__ends_with_a_killed_holder_whose_child_lives(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, signal, sys\nfrom dinowds.files import waiting_lock\n"
+        "with waiting_lock(pathlib.Path(sys.argv[1])):\n"
+        "    if (child := os.fork()) == 0:\n        signal.pause()\n"
+        "    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    holder = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True, check=False
+    )
+    child = int(holder.stdout)
+    try:
+        with lock_file(tmp_path / "lock") as is_locked:  # raises where it would have to wait
+            assert is_locked
+        with waiting_lock(tmp_path / "lock"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -85,7 +85,7 @@ class Collate:
             epoch=step // self._steps_per_epoch,
             step=step,
             keys=[sample["__key__"] for sample in batch],
-            ids=small_tensor(np.array([sample["__sample__"] for sample in batch]), self._blocks),
+            ids=small_tensor(np.array([sample["__id__"] for sample in batch]), self._blocks),
             labels=small_tensor(np.array([sample.get("cls", -1) for sample in batch]), self._blocks),
             images=packer.finish(as_images) if packer else [],
             payloads=[] if packer else self._payloads([sample[sample["__ext__"]] for sample in batch]),

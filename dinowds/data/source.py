@@ -31,9 +31,9 @@ _PLANNED_STEPS = 8  # planned at once: numpy's calls cost more than the few numb
 _MAX_SUBSTITUTES = 100
 
 RawSample = dict[str, Any]
-"""webdataset's sample dict (`__key__`, `__url__`, payload under its extension, `cls`), and of ours: `__sample__` (id),
-`__step__` (counted over all epochs), `__visit__` and `__group__` (see plan.Draws), `__ext__`, `__bad__` (what this
-sample stands in for)."""
+"""webdataset's sample dict (`__key__`, `__url__`, payload under its extension, `cls`), and of ours: `__sample__` (id
+that the plan drew), `__id__` (of what is here: another one where that was replaced), `__step__` (counted over all
+epochs), `__visit__` and `__group__` (see plan.Draws), `__ext__`, `__bad__` (what this sample stands in for)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) ->
     if needed > max_bytes:
         raise ConfigError(
             f"data.cache_gib is {max_bytes / 2**30:.3g}, but the chunks that are open at once take "
-            f"{needed / 2**30:.3g} GiB on each of {num_hosts} hosts; raise it to "
+            f"{needed / 2**30:.3g} GiB on {'this host' if num_hosts == 1 else f'each of {num_hosts} hosts'}; raise it to "
             f"{math.ceil(needed * 1.2 / 2**30 * 100) / 100:g} or more, or lower data.window_chunks"
         )
 
@@ -183,7 +183,8 @@ class PlanSource(IterableDataset[RawSample]):
         return self._fill({**place, "__bad__": [*bad, report]}, row, run_of(row))
 
     def _fill(self, place: RawSample, row: Sample, run: Run) -> RawSample:
-        raw = {"__key__": row.key, "__url__": self.dataset.manifest.shards[row.shard].url, "__ext__": row.ext, **place}
+        url = self.dataset.manifest.shards[row.shard].url
+        raw = {"__key__": row.key, "__id__": row.id, "__url__": url, "__ext__": row.ext, **place}
         try:
             raw[row.ext] = self.store.read(row, run)
         except SampleError as error:

@@ -16,7 +16,7 @@ from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
-from dinowds.data.loader import load
+from dinowds.data.loader import load, start_fork_server
 from dinowds.data.order.exposure import check_cap
 from dinowds.data.order.make import make_plan, order_of
 from dinowds.data.order.plan import Order, Plan
@@ -78,6 +78,8 @@ def train(
         raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
     device = choose_device(world)
     plan = make_plan(dataset, order_of(config))
+    if choose_num_workers(config.speed.num_workers, world, device):
+        start_fork_server()  # it imports while the models are built
     check_cache(dataset, plan, max(1, world.size // world.sharing_cores), cache_options(config).max_bytes)
     config = resolve(config, plan.order, device)
     run = _Run(dataset, plan, out, config, world, device)

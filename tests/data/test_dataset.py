@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -219,6 +220,23 @@ def test_remote__index_is_fetched_once_by_many(
         assert set(pieces) == {(start, min(start + 1000, size)) for start in range(0, size, 1000)}
         assert faults or len(pieces) == len(set(pieces))
     assert found.read_bytes() == path.read_bytes()
+
+
+def test_remote__a_copy_is_marked_when_used_and_a_new_one_removes_old_ones(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINOWDS_CACHE", str(tmp_path / "cache"))
+    old = tmp_path / "cache" / "index" / "old.parquet"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    os.utime(old, (0, 0))
+    sha256 = read_manifest(dataset_path).samples_sha256
+    with http_server(dataset_path) as server:
+        path = fetch(FAST, f"{server.url}/samples.parquet", sha256, ".parquet")
+    assert not old.exists()
+    os.utime(path, (0, 0))
+    assert fetch(FAST, "http://127.0.0.1:1/samples.parquet", sha256, ".parquet") == path
+    assert (path.stat().st_atime > 0, path.stat().st_mtime) == (True, 0)
 
 
 def test_remote__index_that_is_not_the_manifest_s(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

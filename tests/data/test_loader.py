@@ -22,7 +22,7 @@ from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
-from dinowds.data.loader import StartMethod, load
+from dinowds.data.loader import Loader, StartMethod, load
 from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
 from dinowds.data.source import PlanSource, stream
@@ -204,6 +204,14 @@ def test_damaged_sample__is_replaced_without_shifting_the_order(
             intact = torch.equal(batch.views["global"][:, i], expected["global"][:, i])
             assert intact == (sample != victim)
             assert batch.keys[i] == (expected["keys"][i] if sample != victim else batch.bad[0].replaced_by)
+
+
+def test_damaged_sample__batches_of_the_library_name_what_is_in_its_place(damaged: tuple[Dataset, int]) -> None:
+    dataset, victim = damaged
+    batch = next(batch for batch in Loader(dataset, ORDER, epochs=2) if batch.bad)
+    assert batch.keys == [dataset[sample].key for sample in batch.ids.tolist()]
+    assert batch.bad[0].key == dataset[victim].key
+    assert batch.bad[0].replaced_by in batch.keys
 
 
 def test_damaged_substitute__is_replaced_by_another(damaged: tuple[Dataset, int]) -> None:

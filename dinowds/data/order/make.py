@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import xxhash
+
 from dinowds.config import PatchConfig
 from dinowds.data.dataset import Dataset
 from dinowds.data.order.mixture import WeightedPlan
 from dinowds.data.order.plan import EpochPlan, Order, Plan
 from dinowds.data.order.spread import CappedPlan
+from dinowds.data.subsets.selection import Selection, open_mask
+from dinowds.data.subsets.subset import mask_file
+from dinowds.files import cache_folder, write_atomic
 
 
 def make_plan(dataset: Dataset, order: Order) -> Plan:
@@ -17,11 +22,26 @@ def make_plan(dataset: Dataset, order: Order) -> Plan:
     """
     plan: Plan
     if order.weights:
-        masks = dataset.cohort_masks()
-        plan = WeightedPlan({name: dataset.selection & mask for name, mask in masks.items()}, order)
+        selections = {name: dataset.selection & mask for name, mask in dataset.cohort_masks().items()}
+        plan = WeightedPlan({name: _mapped(dataset, name, chosen) for name, chosen in selections.items()}, order)
     else:
         plan = EpochPlan(dataset.selection, order)
     return CappedPlan(plan, dataset.slides_of) if order.max_per_slide else plan
+
+
+def _mapped(dataset: Dataset, cohort: str, selection: Selection) -> Selection:
+    """The same selection, its mask in a file that loader processes map: theirs would be one a cohort in each."""
+    assert selection.mask is not None
+    shard_counts = [shard.num_samples for shard in dataset.manifest.shards]
+    name = xxhash.xxh3_128_hexdigest(f"{dataset.fingerprint}\0{cohort}".encode())
+    path, content = cache_folder() / "index" / f"{name}.npy", mask_file(selection.mask)
+    try:
+        if not path.exists() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, content)
+        return Selection(shard_counts, open_mask(str(path), sum(shard_counts)))
+    except (OSError, ValueError):  # the cache cannot be written: every process holds its own
+        return selection
 
 
 def order_of(config: PatchConfig) -> Order:

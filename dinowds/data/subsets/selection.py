@@ -131,11 +131,12 @@ def _reopened(totals: Ids, path: str, digest: bytes) -> Selection:
 def _ones_before(mask: Mask) -> Ids:
     """int64 [words + 1]: ones before each word of the mask; the last one is for all of it."""
     num_words = -(-len(mask) // 8)
-    before = np.zeros(num_words + 1, dtype=np.int64)
+    ones = np.zeros(num_words + 1, dtype=np.int64)
     for start in range(0, num_words, _SLICE):
         words = np.arange(start, min(start + _SLICE, num_words))
-        before[words + 1] = _ones_up_to(_words(mask, words)) >> _TO_LAST_BYTE
-    return np.cumsum(before)
+        ones[words + 1] = _ones_up_to(_words(mask, words)) >> _TO_LAST_BYTE
+    before: Ids = np.cumsum(ones)
+    return before
 
 
 def _rank(mask: Mask, before: Ids, ids: Ids) -> Ids:
@@ -160,7 +161,9 @@ def _ones_up_to(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """uint64 [n]: in each byte of a word, the ones of the word up to and with that byte. Neighbours are added up."""
     pairs = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
     fours = (pairs & np.uint64(0x3333333333333333)) + ((pairs >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    return ((fours + (fours >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)) * _EACH_BYTE
+    of_bytes = (fours + (fours >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    up_to: NDArray[np.uint64] = of_bytes * _EACH_BYTE
+    return up_to
 
 
 def _nth_ones(words: NDArray[np.uint64], nth: Ids) -> Ids:

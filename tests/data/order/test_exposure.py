@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dinowds.data.dataset import Dataset
+from dinowds.data.manifest import read_manifest, write_manifest
 from dinowds.data.order.exposure import Slide, Views, check_cap, count_exposure, count_slides, count_views
 from dinowds.data.order.make import make_plan
 from dinowds.data.order.mixture import WeightedPlan
@@ -19,6 +21,7 @@ from dinowds.data.subsets.choose import SubsetOptions, choose_subset
 from dinowds.data.subsets.selection import Selection, pack_mask
 from dinowds.data.subsets.subset import write_subset
 from dinowds.errors import ConfigError
+from dinowds.remote.files import RemoteFiles
 from tests.index_only import write_index
 
 SHARDS = [[1] * 40, [7, 1, 64, 33, 5, 0, 3], [0, 0, 12, 0], [50] * 9 + [3], [100]]
@@ -112,7 +115,10 @@ SLIDES = [
 @pytest.fixture
 def index_path(tmp_path: Path) -> Path:
     """Three cohorts, of which two have a slide of the same name and samples without one; the third has no sample."""
-    return write_index(tmp_path / "index", SLIDES, 13)
+    path = write_index(tmp_path / "index", SLIDES, 13)
+    manifest = read_manifest(str(path), RemoteFiles())
+    write_manifest(path, replace(manifest, cohorts={**manifest.cohorts, "c": 0}))
+    return path
 
 
 def subset_of(path: Path) -> Dataset:
@@ -155,7 +161,32 @@ def test_exposure__says_how_far_it_is(index_path: Path) -> None:
     reports: list[tuple[int, int]] = []
     count_exposure(dataset, plan, 20, lambda done, total: reports.append((done, total)))
     assert reports == sorted(reports)
-    assert reports[-1] == (240, 240)
+    assert reports[-1] == (102, 102)  # 6 that the first epoch leaves out, and 8 batches of the second
+
+
+def test_exposure__the_bar_moves_with_the_epochs(index_path: Path) -> None:
+    """Each epoch of a run has its own few samples that are left out: that is what takes the time."""
+    dataset = Dataset.open(index_path)
+    plan = make_plan(dataset, Order(12, 1, 4, 3, 4))
+    reports: list[tuple[int, int]] = []
+    count_exposure(dataset, plan, 50 * plan.steps_per_epoch, lambda done, total: reports.append((done, total)))
+    assert [done for done, _ in reports[:50]] == list(range(6, 301, 6))
+    assert {total for _, total in reports} == {300}
+
+
+@pytest.mark.parametrize("batch_size", [10, 25, 150])
+def test_exposure__of_whole_epochs_that_leave_nothing_out_is_arithmetic(
+    index_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    dataset = Dataset.open(index_path)
+    plan = make_plan(dataset, Order(batch_size, 1, 4, 3))
+    made: list[int] = []
+    epoch_of = EpochPlan.epoch
+    monkeypatch.setattr(EpochPlan, "epoch", lambda self, epoch: made.append(epoch) or epoch_of(self, epoch))  # type: ignore[func-returns-value]
+    found = count_exposure(dataset, plan, 10**6 * plan.steps_per_epoch)
+    assert set(made) <= {10**6}
+    assert found.total.draws == 10**6 * 150
+    assert found.views_per_sample == (10**6, 10**6, 10**6)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +208,18 @@ def test_cap__that_cannot_be_kept_is_named(
         check_cap(dataset, plan)
 
 
+def test_cap__looks_at_cohorts_that_are_drawn_alone(tmp_path: Path) -> None:
+    slides = [("a", "big", 45), ("a", "s", 35), ("b", None, 20), ("c", "s", 30)]
+    dataset = Dataset.open(write_index(tmp_path / "d", slides))
+    order = Order(10, max_per_slide=1, weights={"a": 0, "b": 1, "c": 0})
+    with pytest.raises(ConfigError, match=r"knows the slide of no sample that is drawn; leave it out"):
+        check_cap(dataset, make_plan(dataset, order))
+    order = Order(10, max_per_slide=4, weights={"a": 0, "b": 2, "c": 1})  # 'big' would not be kept
+    check_cap(dataset, make_plan(dataset, order))
+    with pytest.raises(ConfigError, match=r"slide 's' of cohort 'c' has 30 samples, 3\.333 in the mean batch"):
+        check_cap(dataset, make_plan(dataset, replace(order, max_per_slide=3)))
+
+
 def test_cap__the_smallest_that_is_offered_can_be_kept(tmp_path: Path) -> None:
     dataset = Dataset.open(write_index(tmp_path / "d", [("a", "big", 450), *(("a", f"s{i}", 5) for i in range(110))]))
     with pytest.raises(ConfigError, match="at least 5, or"):
@@ -191,7 +234,9 @@ def test_cap__the_smallest_that_is_offered_can_be_kept(tmp_path: Path) -> None:
 def test_cap__without_slides_is_refused_and_no_cap_reads_nothing(tmp_path: Path) -> None:
     path = write_index(tmp_path / "d", [("a", None, 50)])
     dataset = Dataset.open(path)
-    with pytest.raises(ConfigError, match=r"max_per_slide is 2, but .* knows the slide of no sample; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"max_per_slide is 2, but .* knows the slide of no sample that is drawn; leave"
+    ):
         check_cap(dataset, make_plan(dataset, Order(10, max_per_slide=2)))
     plan = make_plan(dataset, Order(10))
     (path / "samples.parquet").unlink()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dinowds.data.dataset import Dataset
+from dinowds.data.order.make import make_plan
 from dinowds.data.order.mixture import WeightedPlan, apportion, checked_weights, far_apart, interleave
 from dinowds.data.order.plan import Ids, Order
 from dinowds.data.subsets.selection import Selection, pack_mask
@@ -247,3 +251,17 @@ def test_interleave__is_even_in_every_part() -> None:
     for group, count in enumerate(counts):
         ahead = np.cumsum(groups == group) - np.arange(1, len(groups) + 1) * count / counts.sum()
         assert abs(ahead).max() <= 2
+
+
+def test_plan_of_a_dataset__carries_no_masks_to_loader_processes(dataset: Dataset) -> None:
+    plan = make_plan(dataset, Order(12, weights={"alpha": 1.0, "beta": 3.0}))
+    assert all(isinstance(selection.mask, np.memmap) for selection in plan.selections)
+    there = pickle.loads(pickle.dumps(plan))  # noqa: S301
+    assert np.array_equal(there.draws(range(9)).ids, plan.draws(range(9)).ids)
+    for selection in plan.selections:
+        assert isinstance(selection.mask, np.memmap)
+        path = Path(str(selection.mask.filename))
+        path.unlink()
+        path.write_bytes(bytes(140))  # as a power cut may leave it
+    again = make_plan(dataset, Order(12, weights={"alpha": 1.0, "beta": 3.0}))
+    assert np.array_equal(again.draws(range(9)).ids, there.draws(range(9)).ids)

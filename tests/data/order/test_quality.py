@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.order.make import make_plan
-from dinowds.data.order.plan import Order
+from dinowds.data.order.plan import Draws, EpochPlan, Order
 from dinowds.data.order.quality import Expectation, log_missed, measure_quality, spread_steps
 from dinowds.errors import ConfigError, DatasetError
 from tests.index_only import write_index
@@ -34,6 +35,7 @@ def test_default_window__mixes_sorted_slides_like_a_uniform_draw(
         plan = make_plan(sorted_slides, Order(batch_size, weights=weights))
         quality = measure_quality(sorted_slides, plan, epoch)
         assert 0.98 <= quality.ratio <= 1.02
+        assert min(quality.first_ratio or 0, quality.last_ratio or 0) > 0.9
         assert quality.cap_kept is None
 
 
@@ -106,7 +108,52 @@ def test_steps__are_spread_evenly(num_steps: int) -> None:
 
 def test_quality__needs_slides_and_an_epoch(tmp_path: Path, sorted_slides: Dataset) -> None:
     dataset = Dataset.open(write_index(tmp_path / "d", [("a", None, 30)]))
-    with pytest.raises(DatasetError, match="the slide of no sample is known"):
+    with pytest.raises(DatasetError, match="the slide of no sample that is drawn is known"):
         measure_quality(dataset, make_plan(dataset, Order(10)))
     with pytest.raises(ConfigError, match="--epoch is -1, expected 0 or more"):
         measure_quality(sorted_slides, make_plan(sorted_slides, Order(10)), -1)
+
+
+def test_quality__of_slides_in_cohorts_that_are_not_drawn(tmp_path: Path) -> None:
+    dataset = Dataset.open(write_index(tmp_path / "d", [("a", None, 30), ("b", "s", 30), ("c", "t", 5)]))
+    with pytest.raises(DatasetError, match="the slide of no sample that is drawn is known"):
+        measure_quality(dataset, make_plan(dataset, Order(10, weights={"a": 1, "b": 0, "c": 0})))
+    found = measure_quality(dataset, make_plan(dataset, Order(10, weights={"a": 1, "b": 0, "c": 1})))
+    assert found.ratio == 1
+    assert found.cohorts["b"] == (0, 0)
+
+
+class EdgesAreSorted(EpochPlan):
+    """Batches at an epoch's edges are of neighbours, of one slide each; the others are spread over all slides."""
+
+    def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
+        found = np.array(steps)[:, None] % self.steps_per_epoch
+        batch, last = self.order.batch_size, self.steps_per_epoch
+        ids = found + np.arange(batch) * last
+        at_edge = (found < 3) | (found >= last - 3)
+        ids = np.where(at_edge, found * batch + np.arange(batch), ids)[:, start:stop]
+        return Draws(ids, np.zeros_like(ids), np.zeros_like(ids), ids, np.ones_like(ids))
+
+
+def test_quality__batches_at_an_epoch_s_edges_are_looked_at(tmp_path: Path) -> None:
+    dataset = Dataset.open(write_index(tmp_path / "d", [("a", f"s{i}", 1000) for i in range(20)], 4000))
+    plan = EdgesAreSorted(dataset.selection, Order(10, max_per_slide=3))
+    for epoch in (0, 3):
+        found = measure_quality(dataset, plan, epoch)
+        assert found.steps_per_epoch == 2000
+        assert (found.batches, found.is_whole) == (214, False)
+        assert found.ratio > 1  # of 200 that are evenly spread, none is sorted
+        expected = found.expected_slides
+        assert found.first_ratio == pytest.approx((3 * 1 + 5 * 10) / 8 / expected)
+        assert found.last_ratio == pytest.approx((3 * 1 + 5 * 10) / 8 / expected)
+        assert (found.most_of_a_slide, found.cap_kept) == (10, False)
+
+
+def test_quality__of_all_batches_counts_none_twice(tmp_path: Path) -> None:
+    dataset = Dataset.open(write_index(tmp_path / "d", [("a", f"s{i}", 10) for i in range(20)]))
+    for batch_size, first in ((50, 4), (20, 8), (200, 1)):
+        plan = make_plan(dataset, Order(batch_size))
+        found = measure_quality(dataset, plan)
+        assert (found.batches, found.is_whole) == (200 // batch_size, True)
+        distinct = [len(np.unique(dataset.slides_of(plan.ids(step)))) for step in range(first)]
+        assert found.first_ratio == pytest.approx(np.mean(distinct) / found.expected_slides)

@@ -1,0 +1,40 @@
+"""Manifests from others: what cannot be right is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dinowds.data.manifest import Manifest, read_manifest
+from dinowds.errors import DatasetError, StorageError
+from tests.servers import http_server
+
+
+@pytest.mark.parametrize("url", ["shards/a\0.tar", "shards/a\n.tar"])
+def test_from_json__control_characters(dataset_path: Path, url: str) -> None:
+    content = json.loads((dataset_path / "manifest.json").read_text())
+    content["shardlist"][0]["url"] = url
+    with pytest.raises(ValueError, match="without control characters"):
+        Manifest.from_json(content)
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "../../../a", None, "G" * 64])
+def test_from_json__digests(dataset_path: Path, digest: str | None) -> None:
+    content = json.loads((dataset_path / "manifest.json").read_text())
+    content["dinowds"]["shard_sha256"][1] = digest
+    with pytest.raises(ValueError, match="expected 64 hex digits"):
+        Manifest.from_json(content)
+
+
+def test_read_manifest__errors_keep_secrets(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "manifest.json").write_text("[]")
+    with http_server(tmp_path) as server:
+        root = server.url.replace("//", "//user:SECRET@")
+        for name, words in (("d", "not a manifest of dinowds"), ("nothere", "no such dataset")):
+            with pytest.raises((DatasetError, StorageError), match=words) as caught:
+                read_manifest(f"{root}/{name}")
+            assert str(caught.value).startswith(f"{server.url}/{name}")
+            assert "SECRET" not in str(caught.value)
