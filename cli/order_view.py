@@ -137,9 +137,9 @@ def quality_json(quality: Quality) -> dict[str, Any]:
 
 def show_quality(quality: Quality, dataset: Dataset, plan: Plan) -> None:
     console = _introduce(dataset, plan)
-    how = "" if quality.is_whole else ": evenly spread, and the first and last"
+    which = "" if quality.is_whole else ": spread, first and last"
     rows: list[tuple[str, object]] = [
-        ("batches looked at", f"{quality.batches:,} of {quality.steps_per_epoch:,}{how}"),
+        (f"batches looked at{which}", f"{quality.batches:,} of {quality.steps_per_epoch:,}"),
         ("distinct slides of a batch, mean", f"{quality.distinct_slides:,.2f}"),
         ("of a uniform draw", f"{quality.expected_slides:,.2f}"),
         ("ratio", f"{quality.ratio:.4f}"),

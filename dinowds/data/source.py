@@ -70,9 +70,10 @@ def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) ->
     samples = open_samples(plan, shares if plan.order.weights else [1.0], num_hosts)
     needed = samples * manifest.num_bytes / manifest.num_samples
     if needed > max_bytes:
+        where = "this host" if num_hosts == 1 else f"each of {num_hosts} hosts"
         raise ConfigError(
             f"data.cache_gib is {max_bytes / 2**30:.3g}, but the chunks that are open at once take "
-            f"{needed / 2**30:.3g} GiB on {'this host' if num_hosts == 1 else f'each of {num_hosts} hosts'}; raise it to "
+            f"{needed / 2**30:.3g} GiB on {where}; raise it to "
             f"{math.ceil(needed * 1.2 / 2**30 * 100) / 100:g} or more, or lower data.window_chunks"
         )
 

@@ -24,6 +24,7 @@ from dinowds.data.source import PlanSource, check_cache, stream
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel, build_pair
+from dinowds.remote.files import shown
 from dinowds.train import dist
 from dinowds.train.checkpoint import (
     FORMAT_VERSION,
@@ -134,7 +135,7 @@ class _Run:
             return
         state = load_checkpoint(path)
         if state["dataset"] != self.dataset.fingerprint:
-            raise CheckpointError(f"{path}: was trained on another dataset or subset than {self.dataset.url}")
+            raise CheckpointError(f"{path}: was trained on another dataset or subset than {shown(self.dataset.url)}")
         try:
             self.learner.student.load_state_dict(state["student"])
             self.learner.teacher.load_state_dict(state["teacher"])

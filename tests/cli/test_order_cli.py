@@ -123,7 +123,7 @@ def test_quality__says_what_it_means(call: Call, tmp_path: Path) -> None:
     code, out, _ = call(path, "train.batch_size=20", "--quality", "data.window_chunks=1", "data.partitions=1")
     assert code == 0
     assert "Poorly mixed, of the batches looked at: a batch has" in out
-    assert "210 of 502: evenly spread, and the first and last" in out
+    assert "batches looked at: spread, first and last 210 of 502" in " ".join(out.split())
     assert "of the epoch's first batches" in out
     capped = answer(call, path, "train.batch_size=20", "--quality", "data.max_per_slide=1", "--epoch", 3)
     assert (capped["cap"], capped["cap_kept"], capped["most_of_a_slide"], capped["epoch"]) == (1, True, 1, 3)
@@ -209,9 +209,8 @@ def test_batches__labels_and_unknown_slides_are_listed(call: Call, tmp_path: Pat
     lines = [line.split() for line in call(*small)[1].splitlines()]
     listed = [line for line in lines if line[:1] and line[0].isdigit() and len(line) == 5]
     columns = ("cohorts", "slides", "labels")
-    expected = [
-        ["-" if cell is None else cell for cell in row] for b in found for row in zip(*map(b.get, columns), strict=True)
-    ]
+    cells = [row for batch in found for row in zip(*(batch[name] for name in columns), strict=True)]
+    expected = [["-" if cell is None else cell for cell in row] for row in cells]
     assert [line[2:] for line in listed] == expected
 
 

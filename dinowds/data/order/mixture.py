@@ -118,6 +118,8 @@ class WeightedPlan(Plan):
 
     def _pieces(self, visits: list[int], places: list[int]) -> Iterator[tuple[Ids, int]]:
         for group, (visit, drawn) in enumerate(zip(visits, places, strict=True)):
+            if not drawn:
+                continue
             if self._layouts[group].is_one_window:
                 seen = np.arange(drawn, dtype=np.int64)
                 yield self.selections[group].ids(self._at(group, np.full_like(seen, visit), seen).places), 1

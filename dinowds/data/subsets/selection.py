@@ -143,7 +143,8 @@ def _rank(mask: Mask, before: Ids, ids: Ids) -> Ids:
     """Selected samples before each of `ids`."""
     words, bits = np.divmod(ids, 64)
     of_word = _words(mask, words) & ((np.uint64(1) << bits.astype(np.uint64)) - np.uint64(1))
-    return before[words] + (_ones_up_to(of_word) >> _TO_LAST_BYTE).astype(np.int64)
+    ranks: Ids = before[words] + (_ones_up_to(of_word) >> _TO_LAST_BYTE).astype(np.int64)
+    return ranks
 
 
 def _words(mask: Mask, places: Ids) -> NDArray[np.uint64]:

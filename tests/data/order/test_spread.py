@@ -123,3 +123,19 @@ def test_spread__random_blocks() -> None:
         for slide in range(1, 12):
             mean = -(-int((slides == slide).sum()) // steps)
             assert (after == slide).sum(axis=1).max() <= max(cap, mean)
+
+
+def test_cap__is_fixed_for_ever() -> None:
+    """A run that was begun must go on with its order under any version of numpy or dinowds."""
+    plan = make_plan(SLIDES, Order(8, 5, 8, 64, 2, max_per_slide=1))
+    assert plan.ids(70).tolist() == FIXED_BATCH
+
+
+FIXED_BATCH = [2096, 7506, 3355, 5993, 9269, 140, 6857, 8591]
+
+
+def test_blocks__that_are_over_are_forgotten() -> None:
+    plan = make_plan(SLIDES, Order(100, max_per_slide=2))
+    for step in range(0, 10 * plan.steps_per_epoch, 7):
+        plan.ids(step)
+    assert 0 < len(plan._blocks) <= 2
