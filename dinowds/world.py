@@ -21,6 +21,8 @@ class World:
     """Among the processes of this host; also the GPU to use."""
     sharing_cores: int = 1
     """Processes that the cores this one may use are shared among."""
+    num_hosts: int = 1
+    """Hosts that the ranks are on; ranks of a host follow one another."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -41,9 +43,12 @@ class World:
         if "RANK" in env and "WORLD_SIZE" in env:
             local_rank = int(env.get("LOCAL_RANK", "0"))
             sharing = max(int(env.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
-            return cls(int(env["RANK"]), int(env["WORLD_SIZE"]), local_rank, sharing)
+            size = int(env["WORLD_SIZE"])
+            return cls(int(env["RANK"]), size, local_rank, sharing, max(1, size // sharing))
         if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-            return cls(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0")))
+            hosts = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+            local_rank = int(env.get("SLURM_LOCALID", "0"))
+            return cls(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), local_rank, num_hosts=hosts)
         return cls()
 
 

@@ -117,10 +117,11 @@ def test_waiting_lock__ends_with_a_killed_holder_whose_child_lives(tmp_path: Pat
         "    if (child := os.fork()) == 0:\n        signal.pause()\n"
         "    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    holder = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True, check=False
-    )
-    child = int(holder.stdout)
+    command = [sys.executable, "-c", script, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        holder.wait()
     try:
         with lock_file(tmp_path / "lock") as is_locked:  # raises where it would have to wait
             assert is_locked

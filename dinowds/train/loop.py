@@ -81,7 +81,7 @@ def train(
     plan = make_plan(dataset, order_of(config))
     if choose_num_workers(config.speed.num_workers, world, device):
         start_fork_server()  # it imports while the models are built
-    check_cache(dataset, plan, max(1, world.size // world.sharing_cores), cache_options(config).max_bytes)
+    check_cache(dataset, plan, world.num_hosts, cache_options(config).max_bytes)
     config = resolve(config, plan.order, device)
     run = _Run(dataset, plan, out, config, world, device)
     with ExitStack() as stack:

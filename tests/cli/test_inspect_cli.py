@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 
 from tests.cli.conftest import Call
 from tests.servers import http_server
+from tests.support import dinowds_command
 
 
 @pytest.fixture
@@ -113,3 +117,28 @@ def test_inspect__of_a_subset_names_it_and_counts_it(call_dinowds: Call, dataset
             assert "has no subset 'fold_1'" in err
         assert json.loads(call_dinowds("inspect", f"{server.url}/copy", "--json", "--verify")[1])["damages"] == []
     assert json.loads(call_dinowds("inspect", folder, "--json")[1])["subset"] is None
+
+
+def test_inspect__ctrl_c_waits_for_no_server(dataset_path: Path) -> None:
+    """The server falls silent at the first shard's bytes."""
+    with http_server(dataset_path, ("stall",), every=12) as server:
+        child = subprocess.Popen(
+            dinowds_command("inspect", server.url, "--verify"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        waiting = threading.Event()
+        while not server.faults_made:
+            assert child.poll() is None
+            waiting.wait(0.01)
+        child.send_signal(signal.SIGINT)
+        out, errors = child.communicate(timeout=20)  # less than one try takes
+    assert (child.returncode, out) == (75, "")
+    assert errors == "dinowds: error: interrupted; give the same command again to begin anew\n"
+
+
+def test_inspect__url_with_secrets(call: Call, dataset_path: Path) -> None:
+    with http_server(dataset_path) as server:
+        root = server.url.replace("//", "//user:SECRET@")
+        for arguments in ([root], [root, "--json"], [f"{root}/nothere"], [f"{server.url}/nothere?sig=SECRET"]):
+            _, out, err = call(*arguments)
+            assert "SECRET" not in out + err
+            assert server.url in (out + err).replace("\n", "")

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
+from dinowds.data import verify
 from dinowds.data.store import sequential
 from dinowds.data.subsets.selection import pack_mask
 from dinowds.data.subsets.subset import Subset, write_subset
@@ -200,6 +201,10 @@ def test_verify__files_that_the_manifest_does_not_list_are_named(dataset_copy: P
         Damage("quarantine.jsonl", None, "its counts of reasons are not the manifest's"),
     ]
     (dataset_copy / "shards" / "out-000009.tar").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "_MOST_LINES", 10)
+        (damage,) = verify_dataset(dataset_copy)
+        assert "expected at most 10" in damage.problem
     for content in (b"[]\n", b"{\n", b"\xff\n", b"[" * 200_000):
         (dataset_copy / "quarantine.jsonl").write_bytes(content)
         (damage,) = verify_dataset(dataset_copy)
@@ -243,9 +248,10 @@ def test_verify__subsets_are_compared_with_their_dataset_and_their_masks(dataset
     stem.with_suffix(".json").write_text(whole)
     change_byte(stem.with_suffix(".npy"), -1)
     assert problem() == "the sha256 of its mask is not the one of its description"
-    stem.with_suffix(".npy").write_bytes(mask[:-1])
-    note(stem, file_sha256=hashlib.sha256(mask[:-1]).hexdigest())
-    assert problem()
+    for content, words in ((mask[:-1], "its mask has"), (b"", "its mask has"), (b"PK" + mask[2:], "not in the form")):
+        stem.with_suffix(".npy").write_bytes(content)
+        note(stem, file_sha256=hashlib.sha256(content).hexdigest())
+        assert words in problem()
     stem.with_suffix(".npy").unlink()
     assert "No such file" in problem()
     stem.with_suffix(".json").write_text("[" * 100_000)
@@ -307,6 +313,23 @@ def test_verify__over_http_and_of_local_index_with_remote_shards(whole: Path, tm
         assert verify_dataset(tmp_path) == []
         change_byte(tmp_path / "shards" / "mine.tar", 700)
         assert [damage.shard for damage in verify_dataset(tmp_path)] == ["shards/mine.tar"]
+
+
+def test_verify__errors_keep_secrets_and_pipes_are_not_waited_for(dataset_copy: Path, tmp_path: Path) -> None:
+    path = dataset_copy / "manifest.json"
+    content = json.loads(path.read_text())
+    with http_server(dataset_copy) as server:
+        root = server.url.replace("//", "//user:SECRET@")
+        content["shardlist"][0]["url"] = f"{root}/nowhere.tar?sig=SECRET"
+        os.mkfifo(tmp_path / "pipe")
+        content["shardlist"][1]["url"] = str(tmp_path / "pipe")
+        path.write_text(json.dumps(content))
+        damages = verify_dataset(dataset_copy)
+        assert "SECRET" not in str(damages)
+        assert damages[0].shard == f"{server.url}/nowhere.tar"
+        assert Damage(str(tmp_path / "pipe"), None, "cannot be read (Not a regular file)") in damages
+        with pytest.raises(DatasetError, match=f"{server.url}: its manifest names .*pipe"):  # no file of this host
+            verify_dataset(root)
 
 
 def test_verify__server_that_does_not_answer_is_no_damage(whole: Path) -> None:

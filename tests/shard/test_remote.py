@@ -23,7 +23,7 @@ from tests.servers import S3Server
 
 MakeTar = Callable[..., Path]
 COMMAND = [str(Path(sys.executable).with_name("dinowds")), "shard"]
-NUM_KILLS = 3
+NUM_KILLS = 2
 
 
 class Stop(BaseException):
@@ -87,15 +87,16 @@ def test_build__remote_dataset_has_the_bytes_of_a_local_one(
 def test_shard__killed_at_random_moments_ends_with_the_same_objects(
     tmp_path: Path, make_tar: MakeTar, s3: S3Server
 ) -> None:
-    source = make_tar(tmp_path / "a.tar", 160)
+    source = make_tar(tmp_path / "a.tar", 80)
     arguments = [*COMMAND, str(source), "--max-count", "10", "--workers", "2"]
     expected = local([source], tmp_path / "same", ShardOptions(max_count=10))
     out, staging = f"{s3.url}/same", tmp_path / "staging"
     arguments += ["--out", out, "--staging", str(staging)]
     random = np.random.default_rng(0)
     kills, uploaded = 0, 0
-    while not _run_or_kill(arguments, staging, uploaded + int(random.integers(0, 6))):
+    while not _run_or_kill(arguments, staging, uploaded + int(random.integers(1, 4))):
         kills += 1
+        assert kills <= 8
         found = objects(out)
         assert "manifest.json" not in found or found.items() >= expected.items()
         before, uploaded = uploaded, len(_uploaded(staging))
@@ -215,6 +216,15 @@ def test_build__overwrite_replaces_a_remote_dataset_with_its_subsets(
     assert objects(out) == local(few, tmp_path / "whole", options)
 
 
+def test_build__in_a_folder_that_is_an_object_too(
+    tmp_path: Path, make_tar: MakeTar, s3: S3Server, options: ShardOptions
+) -> None:
+    sources, out = [make_tar(tmp_path / "a.tar", 10)], f"{s3.url}/marked"
+    RemoteFiles().write(f"{out}/", b"")
+    build_dataset(sources, out, options)
+    assert objects(out).items() >= local(sources, tmp_path / "whole", options).items()
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "shards/same-000000.tar", "subsets/notes.txt", "manifest.json"])
 def test_build__foreign_objects_are_never_removed(
     tmp_path: Path, make_tar: MakeTar, s3: S3Server, options: ShardOptions, name: str
@@ -261,7 +271,10 @@ def test_build__places_that_cannot_work_are_errors(
     source = make_tar(tmp_path / "a.tar", 3)
     for out, words in (
         ("https://host/out", r"^--out: https://host/out can be read only"),
-        ("s3://", r"^--out: s3: is no place"),
+        ("s3://", r"^--out: s3:// is no place"),
+        ("s3:/bucket/out", r"^--out: s3:/bucket/out is no URL; give s3://bucket/out, or ./ first"),
+        ("GS:out", r"^--out: GS:/out is no URL; give GS://out"),
+        ("s3://key:s3cr@bucket/out", r"^--out: s3://bucket/out has a user or a key"),
         (f"{s3.url}/out:fold_0", r"^--out: .* names a subset, 'fold_0'"),
         (f"{s3.url}/out?x=1", r"^--out: .* is no place for a dataset"),
         (tmp_path / "out", r"^--staging: is for a remote --out"),
@@ -275,4 +288,6 @@ def test_build__places_that_cannot_work_are_errors(
         build_dataset(["s3://bucket/a.tar"], f"{s3.url}/out", options)
     with pytest.raises((OutputError, StorageError), match=r"nowhere-at-all/out.*bucket"):
         build_dataset([source], "s3://nowhere-at-all/out", options)
+    with pytest.raises(OutputError, match=r"nowhere-at-all/out: no such place; make the bucket first"):
+        plan_dataset([source], "s3://nowhere-at-all/out", options)
     assert objects(s3.url) == {}

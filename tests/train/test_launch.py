@@ -138,11 +138,18 @@ def test_train__signal_to_one_rank_stops_all_of_them(dataset_path: Path, tmp_pat
     ("environment", "world"),
     [
         ({}, World()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, World(3, 8, 1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, World(3, 8, 1, 2, 4)),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, World(5, 8, 1, 1)),
+        (
+            {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"},
+            World(5, 8, num_hosts=2),
+        ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, World()),  # a batch script, not a step
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World()),
-        ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, World(0, 2)),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"},
+            World(0, 2, num_hosts=2),
+        ),
     ],
 )
 def test_world__from_environment(environment: dict[str, str], world: World) -> None:

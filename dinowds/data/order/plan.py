@@ -128,8 +128,9 @@ class Plan(ABC):
         """Id of the sample that stands in for an unreadable one, of the same group; `attempt` counts from 0."""
         sequence = np.random.SeedSequence(self.order.seed, spawn_key=(SUBSTITUTE, visit, sample, attempt))
         selection = self.selections[group]
-        place = np.array([int(np.random.Philox(sequence).random_raw()) % len(selection)], dtype=np.int64)
-        return int(selection.ids(place)[0])
+        place = int(np.random.Philox(sequence).random_raw()) % len(selection)
+        ids = selection.ids(np.array([place, (place + 1) % len(selection)], dtype=np.int64))
+        return int(ids[0] if ids[0] != sample else ids[1])
 
     def chunk_ids(self, group: int, chunk_first: int, chunk_count: int) -> Ids:
         """Sample ids of a chunk, all of one shard."""

@@ -228,6 +228,7 @@ def test_substitute__is_fixed_spreads_and_stays_in_the_subset() -> None:
     assert len(set(drawn)) > 45
     assert np.isin(drawn, plan.selections[0].all_ids()).all()
     assert plan.substitute(7, 0, 3, 0) != drawn[0]
+    assert all(make_plan([3], Order(1)).substitute(1, 0, 0, attempt) != 1 for attempt in range(40))
 
 
 def test_chunks__never_cross_a_shard() -> None:

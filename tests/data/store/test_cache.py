@@ -20,7 +20,7 @@ import pytest
 
 from dinowds.data.store import cache as cache_module
 from dinowds.data.store import cachefiles
-from dinowds.data.store.cache import CacheOptions, ChunkCache, chunk_name
+from dinowds.data.store.cache import CacheOptions, ChunkCache, FullDiskError, chunk_name
 from dinowds.errors import ConfigError, StorageError
 
 SIZE = 5000
@@ -205,6 +205,79 @@ def test_discard__only_the_file_that_was_read(tmp_path: Path) -> None:
     assert source.fetched == [1, 1]
 
 
+def test_discard__of_a_file_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    """As on a network file system that has forgotten it."""
+    cache = make(tmp_path)
+    chunk = cache.open(name_of(1), SIZE, Source().fetch(1))
+    os.close(chunk.descriptor)
+    cache.discard(name_of(1), chunk)
+    chunk.descriptor = os.open(os.devnull, os.O_RDONLY)  # it closes what it has
+
+
+def test_eviction__removes_abandoned_fetches_and_counts_those_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, writing, finish = Source(), threading.Event(), threading.Event()
+    for number in range(3):
+        read(make(tmp_path, 4), source, number)
+    abandoned = tmp_path / "chunks" / "fetching" / name_of(50)
+    abandoned.write_bytes(bytes(SIZE))
+
+    def slow(descriptor: int, content: bytes) -> None:
+        if content == content_of(60):
+            writing.set()
+            finish.wait()
+        cachefiles.write(descriptor, content)
+
+    monkeypatch.setattr(cache_module, "write", slow)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(read, make(tmp_path, 4), source, 60)
+        writing.wait()
+        for number in range(4, 8):
+            read(make(tmp_path, 4), source, number)
+            assert not abandoned.exists()
+            assert stored_bytes(tmp_path) <= written_total(tmp_path) <= 4 * SIZE
+        finish.set()
+        assert other.result() == content_of(60)
+    assert stored_bytes(tmp_path) == written_total(tmp_path)
+
+
+def test_total__what_a_killed_fetch_has_left_is_counted_once(tmp_path: Path) -> None:
+    read(make(tmp_path), Source(), 1)
+    (tmp_path / "chunks" / "fetching" / name_of(2)).write_bytes(bytes(SIZE))
+    (tmp_path / "chunks" / "total").write_text(f"{2 * SIZE}")
+    assert read(make(tmp_path), Source(), 2) == content_of(2)
+    assert stored_bytes(tmp_path) == written_total(tmp_path) == 2 * SIZE
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("room", [3, 0])
+def test_full_disk__half_of_the_cache_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, room: int
+) -> None:
+    """A disk with room for 6 chunks, and later for `room`."""
+    cache, source, chunks = make(tmp_path), Source(), 6
+
+    def write(descriptor: int, content: bytes) -> None:
+        if len(list((tmp_path / "chunks").glob("??/*"))) >= chunks:
+            os.pwrite(descriptor, content[: SIZE // 2], 0)
+            raise OSError(code, os.strerror(code))
+        cachefiles.write(descriptor, content)
+
+    monkeypatch.setattr(cache_module, "write", write)
+    for number in range(7):
+        assert read(cache, source, number) == content_of(number)
+    assert stored_bytes(tmp_path) == written_total(tmp_path) == 4 * SIZE
+    chunks = room
+    if room:
+        assert read(cache, source, 8) == content_of(8)
+    else:
+        with pytest.raises(FullDiskError, match=r"^data\.cache_dir: .*cannot be kept here \("):
+            read(cache, source, 8)
+    assert stored_bytes(tmp_path) == written_total(tmp_path)
+    assert list((tmp_path / "chunks" / "fetching").iterdir()) == []
+
+
 def _killed_at_line(number: int, work: Callable[[], object]) -> bool:
     """Fork a child that does `work`, and is killed when it comes to the `number`-th different line of the cache's code.
 
@@ -251,7 +324,7 @@ def test_kill__at_any_line(tmp_path: Path, first: int) -> None:
             assert read(cache, source, number) == content_of(number)
         assert stored_bytes(tmp_path) <= min(4 * SIZE, written_total(tmp_path))
         line += 2
-    assert line > 70
+    assert line > 60
 
 
 @FORKS

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +27,8 @@ import xxhash
 
 from dinowds.data.dataset import Sample
 from dinowds.data.manifest import Manifest, Shard
+from dinowds.data.store import cache as cache_module
+from dinowds.data.store import store as store_module
 from dinowds.data.store.cache import CacheOptions
 from dinowds.data.store.store import LocalStore, MixedStore, RemoteStore, Run, Store, open_store
 from dinowds.errors import DatasetError, SampleError, StorageError
@@ -153,6 +159,122 @@ def test_local__shard_that_is_not_whole(local: Shards) -> None:
         store.read(local.samples[0])
     with pytest.raises(DatasetError, match=r"1.tar: shard cannot be opened \(No such file"):
         store.read(local.samples[SAMPLES])
+
+
+def test_local__more_shards_than_open_files(local: Shards) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store, others = LocalStore(local), [os.dup(0)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(others) + 20, limits[1]))
+        with suppress(OSError):
+            while True:
+                others.append(os.dup(0))
+        with pytest.raises(DatasetError, match=r"Too many open files\); raise the limit"):
+            store.read(local.samples[0])
+        os.close(others.pop())
+        for i in np.random.default_rng(0).permutation(len(local.samples)).tolist():  # one file is enough
+            assert len(store.read(local.samples[i])) == local.samples[i].size
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in others:
+            os.close(descriptor)
+
+
+def test_local__keeps_a_quarter_of_the_open_files_at_most(local: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store = LocalStore(local)
+    lowest = os.dup(0)
+    os.close(lowest)
+    room = max(lowest + 4, 8)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
+        assert store_module._most_open() == room // 4
+        monkeypatch.setattr(store_module, "_OPEN_FILES", 1)
+        for sample in local.samples:
+            assert store.read(sample) != b""
+            assert os.dup(0) == lowest + 1
+            os.close(lowest + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_local__shard_that_is_forgotten_by_its_file_system(local: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, before = LocalStore(local), len(os.listdir("/proc/self/fd"))
+
+    def stale(_: object, __: int, ___: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "check_size", stale)
+        store.expect(local.runs)
+        with pytest.raises(SampleError, match=r"0.tar: key0.jpg: cannot be read \(Stale file handle\)"):
+            store.read(local.samples[0])
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert read_all(store, local) == all_expected(local)
+
+
+def test_local__pipe_in_a_shards_place(local: Shards) -> None:
+    Path(local.urls[0]).unlink()
+    os.mkfifo(local.urls[0])
+    with pytest.raises(DatasetError, match=r"0.tar: shard cannot be opened \(Not a regular file\)"):
+        LocalStore(local).read(local.samples[0])
+
+
+def test_remote__chunks_are_whole_without_digests(folder: Path, local: Shards, kept: CacheOptions) -> None:
+    """A power cut can leave zeros where a chunk was, of the right size."""
+    with http_server(folder) as server:
+        remote = local.at(server.url)
+        assert read_all(RemoteStore(remote, False, kept), local) == all_expected(local)
+        before = server.requests
+        assert read_all(RemoteStore(remote, False, kept), local) == all_expected(local)
+        assert server.requests == before
+        assert kept.folder is not None
+        for path in (kept.folder / "chunks").glob("??/*"):
+            path.write_bytes(bytes(path.stat().st_size))
+        assert read_all(RemoteStore(remote, False, kept), local) == all_expected(local)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_remote__datasets_cannot_poison_each_others_chunks(
+    tmp_path: Path, folder: Path, local: Shards, kept: CacheOptions, verify: bool
+) -> None:
+    """The other one claims the same digests, of shards with other bytes."""
+    (tmp_path / "other").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "other" / path.name).write_bytes(bytes(path.stat().st_size))
+    with http_server(tmp_path / "other") as server:
+        poison = RemoteStore(local.at(server.url), verify, kept)
+        for sample in local.samples:
+            with suppress(SampleError):
+                poison.read(sample, local.run_of(sample))
+    with http_server(folder) as server:
+        assert read_all(RemoteStore(local.at(server.url), verify, kept), local) == all_expected(local)
+
+
+def test_remote__full_disk_is_one_warning(
+    folder: Path, local: Shards, kept: CacheOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_descriptor: int, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache_module, "write", full)
+    with http_server(folder) as server:
+        store = RemoteStore(local.at(server.url), cache=kept)
+        assert read_all(store, local) == all_expected(local)
+        assert server.requests == len(local.samples) + 1  # the first chunk was fetched in vain
+    assert [record.message.count("No space left") for record in caplog.records] == [1]
+
+
+def test_remote__errors_keep_secrets(folder: Path, local: Shards, kept: CacheOptions) -> None:
+    damage(Path(local.urls[0]), local.samples[1].offset)
+    Path(local.urls[1]).write_bytes(b"short")
+    with http_server(folder) as server:
+        remote = local.at(server.url.replace("//", "//user:SECRET@"))
+        store = RemoteStore(remote, cache=kept)
+        for sample in (local.samples[1], local.samples[SAMPLES]):
+            with pytest.raises(DatasetError) as caught:
+                store.read(sample, local.run_of(sample))
+            assert str(caught.value).startswith(f"{server.url}/{sample.shard}.tar: ")
 
 
 def test_remote__fetches_each_run_once_and_nothing_else(folder: Path, local: Shards, kept: CacheOptions) -> None:
