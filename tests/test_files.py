@@ -93,7 +93,11 @@ def test_cache_folder__of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/.cache/dinowds")
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such user"])
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
     assert cache_folder().name == f"dinowds-{os.getuid()}"
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert cache_folder() == Path("/cache/dinowds")

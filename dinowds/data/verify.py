@@ -28,7 +28,6 @@ from dinowds.data.manifest import (
 )
 from dinowds.data.store.sequential import DatasetFiles, HashingReader
 from dinowds.data.subsets.selection import mask_header
-from dinowds.data.subsets.selection import mask_header
 from dinowds.data.subsets.subset import Subset, read_subset
 from dinowds.data.summary import open_index, read_rows
 from dinowds.errors import DatasetError

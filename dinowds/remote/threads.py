@@ -35,7 +35,7 @@ class Threads:
         return len(self._queue.items)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have `work` done, which must not hold a reference to this object; once it is closed the future is cancelled."""
+        """Have `work` done, which must not hold a reference to this object. Cancelled once that is closed."""
         future: Future[T] = Future()
         with self._queue.changed:
             if self._queue.closed:

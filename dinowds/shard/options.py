@@ -106,10 +106,12 @@ def _open_output(out: Path | str, staging: Path | None) -> Output:
     if text.lower().startswith("file://"):
         text = url2pathname(urlsplit(text).path)
     if not is_remote(text):
+        if (meant := meant_url(text)) is not None:
+            raise ConfigError(
+                f"--out: {shown(meant).replace('://', ':/', 1)} is no URL; give {shown(meant)}, or ./ first"
+            )
         if staging is not None:
             raise ConfigError(f"--staging: is for a remote --out, and {text} is a folder; leave it out")
-        if (meant := meant_url(text)) is not None:
-            raise ConfigError(f"--out: {shown(meant).replace('://', ':/', 1)} is no URL; give {shown(meant)}, or ./ first")
         return LocalOutput(Path(text).resolve())
     url = without_slash(text)
     name, parts = shown(url), urlsplit(url)

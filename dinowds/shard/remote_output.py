@@ -42,6 +42,7 @@ _RUN = f"{UNFINISHED_NAME}/run"
 _THREADS = 16
 """Small requests at once: each is one round trip, of some 20 ms."""
 
+
 @dataclass(frozen=True)
 class RemoteOutput:
     """The place `url` (without a slash at its end); `staging` gets a folder for it."""

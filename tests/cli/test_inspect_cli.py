@@ -123,7 +123,10 @@ def test_inspect__ctrl_c_waits_for_no_server(dataset_path: Path) -> None:
     """The server falls silent at the first shard's bytes."""
     with http_server(dataset_path, ("stall",), every=12) as server:
         child = subprocess.Popen(
-            dinowds_command("inspect", server.url, "--verify"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            dinowds_command("inspect", server.url, "--verify"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         waiting = threading.Event()
         while not server.faults_made:
@@ -132,7 +135,7 @@ def test_inspect__ctrl_c_waits_for_no_server(dataset_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         out, errors = child.communicate(timeout=20)  # less than one try takes
     assert (child.returncode, out) == (75, "")
-    assert errors == "dinowds: error: interrupted; give the same command again to begin anew\n"
+    assert errors == "dinowds: interrupted; give the same command again to begin anew\n"
 
 
 def test_inspect__url_with_secrets(call: Call, dataset_path: Path) -> None:

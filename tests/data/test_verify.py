@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
 from dinowds.data import verify
+from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
 from dinowds.data.store import sequential
 from dinowds.data.subsets.selection import pack_mask
 from dinowds.data.subsets.subset import Subset, write_subset

@@ -23,7 +23,9 @@ def fetch(files: RemoteFiles, url: str, sha256: str, suffix: str) -> Path:
         StorageError: the file cannot be read.
     """
     if not _SHA256.fullmatch(sha256):
-        raise DatasetError(f"{shown(url)}: its sha256 is given as {sha256!r}, expected 64 hex digits; make the dataset again")
+        raise DatasetError(
+            f"{shown(url)}: its sha256 is given as {sha256!r}, expected 64 hex digits; make the dataset again"
+        )
     path = cache_folder() / "index" / f"{sha256}{suffix}"
     if path.exists():
         mark_used(path)
@@ -52,4 +54,6 @@ def _download(files: RemoteFiles, url: str, sha256: str, path: Path) -> None:
             digest.update(piece)
             file.write(piece)
         if digest.hexdigest() != sha256:
-            raise DatasetError(f"{shown(url)}: its sha256 is {digest.hexdigest()}, expected {sha256}; copy the dataset again")
+            raise DatasetError(
+                f"{shown(url)}: its sha256 is {digest.hexdigest()}, expected {sha256}; copy the dataset again"
+            )
