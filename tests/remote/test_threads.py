@@ -63,5 +63,5 @@ def test_exit__waits_for_no_thread() -> None:
         "threading.Thread(target=interrupt).start()\n"
         "try: in_threads(work, range(9), 3)\nexcept KeyboardInterrupt: print('interrupted')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")

@@ -233,11 +233,13 @@ def test_eviction__removes_abandoned_fetches_and_counts_those_under_way(
     with ThreadPoolExecutor(1) as threads:
         other = threads.submit(read, make(tmp_path, 4), source, 60)
         writing.wait()
-        for number in range(4, 8):
-            read(make(tmp_path, 4), source, number)
-            assert not abandoned.exists()
-            assert stored_bytes(tmp_path) <= written_total(tmp_path) <= 4 * SIZE
-        finish.set()
+        try:
+            for number in range(4, 8):
+                read(make(tmp_path, 4), source, number)
+                assert not abandoned.exists()
+                assert stored_bytes(tmp_path) <= written_total(tmp_path) <= 4 * SIZE
+        finally:
+            finish.set()
         assert other.result() == content_of(60)
     assert stored_bytes(tmp_path) == written_total(tmp_path)
 
