@@ -65,7 +65,7 @@ class RemoteOutput:
 
     @property
     def work(self) -> Path:
-        return self.staging / xxhash.xxh3_128_hexdigest(self.url)
+        return self.staging / xxhash.xxh3_128_hexdigest(self.url.encode())
 
     def look(self) -> Found:
         manifest, mark = self._read_json(MANIFEST_NAME), self._read_json(_MARK)
