@@ -118,8 +118,9 @@ def test_waiting_lock__ends_with_a_killed_holder_whose_child_lives(tmp_path: Pat
     script = (
         "import os, pathlib, signal, sys\nfrom dinowds.files import waiting_lock\n"
         "with waiting_lock(pathlib.Path(sys.argv[1])):\n"
-        "    if (child := os.fork()) == 0:\n        signal.pause()\n"
-        "    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    here, there = os.pipe()\n"
+        "    if (child := os.fork()) == 0:\n        os.write(there, b'x')\n        signal.pause()\n"
+        "    os.read(here, 1)\n    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:

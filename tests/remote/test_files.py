@@ -158,7 +158,7 @@ def test_read__whole_files_are_small(folder: Path, monkeypatch: pytest.MonkeyPat
     with http_server(folder) as server:
         with pytest.raises(StorageError, match=r"a\.bin: has 100000 bytes, expected at most"):
             RemoteFiles(FAST).read(f"{server.url}/a.bin")
-        assert server.bytes_sent == 1
+        assert server.bytes_sent <= 1  # counted once it is sent, which may be just now
 
 
 def test_read__through_the_proxy_of_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
