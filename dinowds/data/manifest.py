@@ -78,6 +78,8 @@ class Manifest:
     samples_sha256: str
     quarantined: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    samples_footer_sha256: str = ""
+    """Of the footer of samples.parquet, see `rowgroups.footer_sha256`; '' where it was not written."""
     shuffled: bool = True
     """Whether the samples lie in an order drawn from `seed`; otherwise in that of the sources."""
 
@@ -104,6 +106,7 @@ class Manifest:
                 "shuffled": self.shuffled,
                 "shard_sha256": [shard.sha256 for shard in self.shards],
                 "samples_sha256": self.samples_sha256,
+                "samples_footer_sha256": self.samples_footer_sha256,
                 "quarantined": self.quarantined,
                 "metadata": self.metadata,
             },
@@ -132,6 +135,7 @@ class Manifest:
             label_names=tuple(str(name) for name in block["label_names"]),
             seed=int(block["seed"]),
             samples_sha256=str(block["samples_sha256"]),
+            samples_footer_sha256=str(block.get("samples_footer_sha256", "")),
             quarantined={str(reason): int(count) for reason, count in block["quarantined"].items()},
             metadata=dict(block["metadata"]),
             shuffled=bool(block.get("shuffled", True)),

@@ -14,10 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dinowds.data.dataset import Dataset
-from dinowds.data.index.rowgroups import open_samples, read_rows
-from dinowds.data.manifest import SAMPLES_NAME
 
-__all__ = ["Summary", "open_index", "read_rows", "summarize"]
+__all__ = ["Summary", "summarize"]
 
 _MERGE_ROWS = 1 << 20
 _BATCH_ROWS = 1 << 16
@@ -98,11 +96,6 @@ def summarize(location: str | Path | Dataset) -> Summary:
         quarantined=manifest.quarantined,
         metadata=manifest.metadata,
     )
-
-
-def open_index(folder: Path) -> Any:
-    """Open `folder/samples.parquet` as a ParquetFile; raises DatasetError where it is no index of this format."""
-    return open_samples(folder / SAMPLES_NAME)
 
 
 _GROUPS = (("cohort", "slide"), ("label",), ("width", "height"), ("ext",))

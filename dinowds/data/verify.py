@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from dinowds.data.index.rowgroups import open_samples, read_rows
 from dinowds.data.location import split_location
 from dinowds.data.manifest import (
     MANIFEST_NAME,
@@ -29,7 +30,6 @@ from dinowds.data.manifest import (
 from dinowds.data.store.sequential import DatasetFiles, HashingReader
 from dinowds.data.subsets.selection import mask_header
 from dinowds.data.subsets.subset import Subset, read_subset
-from dinowds.data.summary import open_index, read_rows
 from dinowds.errors import DatasetError
 from dinowds.files import cache_folder
 from dinowds.remote.files import is_remote, shown
@@ -165,7 +165,7 @@ class _Rows:
         self._cohorts: Counter[str] = Counter()
         self._is_whole = True
         try:
-            self._index = open_index(folder)
+            self._index = open_samples(folder / SAMPLES_NAME, manifest.samples_footer_sha256)
         except DatasetError:
             self._index = None
 

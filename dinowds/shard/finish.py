@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dinowds.data.index.rowgroups import footer_sha256
 from dinowds.data.manifest import (
     QUARANTINE_NAME,
     SAMPLES_NAME,
@@ -80,6 +81,7 @@ def finish_dataset(
         label_names=candidates.label_names,
         seed=seed,
         samples_sha256=sha256_of(workspace.folder / SAMPLES_NAME),
+        samples_footer_sha256=footer_sha256(workspace.folder / SAMPLES_NAME),
         quarantined=_write_quarantine(workspace, sources, listings, quarantined),
         metadata={"skipped": dict(sorted(skipped.items()))} if skipped else {},
         shuffled=is_shuffled,

@@ -23,7 +23,7 @@ from dinowds.data.store.fetch import fetch
 from dinowds.data.store.store import LocalStore
 from dinowds.errors import DatasetError, SampleError, StorageError
 from dinowds.remote.files import RemoteFiles, RetryOptions
-from tests.index_only import cut, random_rows, write_rows
+from tests.index_only import accept_index, cut, random_rows, write_rows
 from tests.servers import Fault, http_server
 from tests.support import jpeg_patch
 
@@ -123,6 +123,7 @@ def test_open__unfinished(tmp_path: Path) -> None:
 def test_open__index_of_another_dataset(copy: Path) -> None:
     table = pq.read_table(copy / "samples.parquet")
     pq.write_table(table.slice(1), copy / "samples.parquet")
+    accept_index(copy)
     with pytest.raises(DatasetError, match=r"has 89 rows in 1 row groups, but manifest\.json lists 90"):
         Dataset.open(copy)
 
@@ -130,6 +131,7 @@ def test_open__index_of_another_dataset(copy: Path) -> None:
 def test_open__index_without_a_column(copy: Path) -> None:
     table = pq.read_table(copy / "samples.parquet")
     pq.write_table(table.drop_columns(["digest"]), copy / "samples.parquet")
+    accept_index(copy)
     with pytest.raises(DatasetError, match="has no such column, expected a column 'digest'"):
         Dataset.open(copy)
 

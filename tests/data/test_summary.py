@@ -26,6 +26,7 @@ from dinowds.data.summary import summarize
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import DatasetError
 from dinowds.shard.build import ShardOptions, build_dataset
+from tests.index_only import accept_index
 
 
 def write_images(folder: Path, seed: int) -> None:
@@ -99,11 +100,15 @@ def test_summary__of_a_broken_index_is_an_error(folder: Path, tmp_path: Path) ->
     with pytest.raises(DatasetError, match=r"samples\.parquet: is not a Parquet file"):
         summarize(folder)
     pq.write_table(pa.table({"key": ["a"]}), path)
+    with pytest.raises(DatasetError, match=r"samples\.parquet: its footer is not the one that was written"):
+        summarize(folder)
+    accept_index(folder)
     with pytest.raises(DatasetError, match=r"has no such column, expected a column 'shard' of type int32"):
         summarize(folder)
     path.write_bytes(content)
     pq.write_table(pq.read_table(path).slice(0, 50), tmp_path / "short")
     shutil.move(tmp_path / "short", path)
+    accept_index(folder)
     with pytest.raises(DatasetError, match=r"has 50 rows in 1 row groups, but manifest\.json lists 120 samples in 8"):
         summarize(folder)
 
@@ -123,6 +128,7 @@ def test_summary__of_columns_that_cannot_be_is_one_line(folder: Path, column: st
     with pq.ParquetWriter(path, rows.schema) as writer:
         for start in range(0, 120, 17):
             writer.write_table(rows.slice(start, 17))
+    accept_index(folder)
     with pytest.raises(DatasetError) as caught:
         summarize(folder)
     assert message in str(caught.value)

@@ -26,6 +26,7 @@ from dinowds.data.verify import Damage, verify_dataset
 from dinowds.errors import DatasetError, StorageError
 from dinowds.remote.files import RemoteFiles
 from dinowds.shard.build import ShardOptions, build_dataset
+from tests.index_only import accept_index
 from tests.servers import S3Server, http_server
 
 
@@ -152,6 +153,7 @@ def test_verify__changed_index_is_found_twice(dataset_copy: Path, column: str, v
     with pq.ParquetWriter(dataset_copy / "samples.parquet", SAMPLES_SCHEMA) as writer:
         for rows in groups:
             writer.write_table(pa.Table.from_pylist(rows, SAMPLES_SCHEMA))
+    accept_index(dataset_copy)
     damages = verify_dataset(dataset_copy)
     assert damages[0] == Damage("samples.parquet", None, "its sha256 is not the manifest's")
     assert any(problem in damage.problem for damage in damages[1:])
@@ -177,6 +179,7 @@ def test_verify__lost_or_added_row_groups_are_found(dataset_copy: Path) -> None:
         with pq.ParquetWriter(dataset_copy / "samples.parquet", SAMPLES_SCHEMA) as writer:
             for rows in kept:
                 writer.write_table(rows)
+        accept_index(dataset_copy)
         assert any(problem in damage.problem for damage in verify_dataset(dataset_copy)[1:])
 
 

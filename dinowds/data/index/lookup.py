@@ -112,12 +112,12 @@ class Index:
     def _open(self) -> None:
         path = cache_folder() / "index" / self._file_name()
         try:
-            self._shared = _SharedFile.open(path, self.path)
+            self._shared = _SharedFile.open(path, self.path, self._manifest.samples_footer_sha256)
             mark_used(path)
             self._groups = RowGroups(self.path, self._shared.counts, self._shared.places)
         except OSError as error:
             self._do_without(error)
-            self._groups = RowGroups.locate(self.path)
+            self._groups = RowGroups.locate(self.path, self._manifest.samples_footer_sha256)
 
     def _file_name(self) -> str:
         try:
@@ -181,8 +181,8 @@ class _SharedFile:
         self._checked = np.full(shards, -1, np.int64)  # where a shard lies that this process has found whole
 
     @classmethod
-    def open(cls, path: Path, samples: Path) -> _SharedFile:
-        """Map the file at `path`; it is made from the footer of `samples` if it is missing or not whole."""
+    def open(cls, path: Path, samples: Path, footer: str) -> _SharedFile:
+        """Map the file at `path`; if it is missing or not whole, it is made from the footer of `samples`."""
         try:
             return cls(path, *_map(path))
         except (FileNotFoundError, ValueError):
@@ -193,7 +193,7 @@ class _SharedFile:
                 return cls(path, *_map(path))
             except (FileNotFoundError, ValueError):
                 remove_unused(path.parent)
-                _create(path, RowGroups.locate(samples))
+                _create(path, RowGroups.locate(samples, footer))
         return cls(path, *_map(path))
 
     def is_in_place(self) -> bool:

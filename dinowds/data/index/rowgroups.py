@@ -7,6 +7,7 @@ just the chunks that it wants (Thrift's compact protocol, after the format's `pa
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,13 +44,13 @@ class RowGroups:
         self.path, self.counts, self.places = path, counts, places
 
     @classmethod
-    def locate(cls, path: Path) -> RowGroups:
-        """Parse the footer of the index at `path`.
+    def locate(cls, path: Path, footer: str = "") -> RowGroups:
+        """Parse the footer of the index at `path`, whose `footer_sha256` is to be `footer` ('': not compared).
 
         Raises:
-            DatasetError: it is no index of this format.
+            DatasetError: it is no index of this format, or not the one that was written.
         """
-        with open_samples(path) as file:
+        with open_samples(path, footer) as file:
             try:
                 return cls(path, *_locate(path, file.metadata, file.schema))
             except _UNREADABLE as error:
@@ -83,9 +84,34 @@ def open_file(path: Path) -> Any:
     return pa.OSFile(os.fsencode(path))
 
 
-def open_samples(path: Path) -> pq.ParquetFile:
-    """Open an index, footer and all; raises DatasetError where it is no index of this format."""
+def footer_sha256(path: Path) -> str:
+    """Hex sha256 of the last bytes of a Parquet file: its footer, the footer's length and the closing magic.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it does not end like a Parquet file.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        end = file.read()
+        length = int.from_bytes(end[:4], "little") + 8
+        if end[4:] != b"PAR1" or length > size:
+            raise ValueError("it does not end like one")
+        file.seek(size - length)
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def open_samples(path: Path, footer: str = "") -> pq.ParquetFile:
+    """Open an index, footer and all, if its `footer_sha256` is `footer` ('': not compared).
+
+    Raises:
+        DatasetError: it is no index of this format, or not the one that was written.
+    """
     try:
+        # Arrow ends the process at some footers that are damaged: its accessors of metadata let no exception through.
+        if footer and footer_sha256(path) != footer:
+            raise DatasetError(f"{path}: its footer is not the one that was written; make the dataset again")
         index = pq.ParquetFile(open_file(path))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, though there is a manifest; make the dataset again") from None

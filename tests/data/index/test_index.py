@@ -29,7 +29,7 @@ from dinowds.data.index.unused import mark_used
 from dinowds.data.manifest import read_manifest
 from dinowds.errors import DatasetError
 from dinowds.files import waiting_lock
-from tests.index_only import Row, cut, random_rows, write_rows
+from tests.index_only import Row, accept_index, cut, random_rows, write_rows
 
 SIZES = (40, 1, 7, 100, 23)
 
@@ -176,9 +176,11 @@ def test_index__another_file_of_the_same_name_gets_its_own(tmp_path: Path) -> No
     manifest = (folder / "manifest.json").read_bytes()
     write_rows(folder, [after])
     (folder / "manifest.json").write_bytes(manifest)  # as if it were of the same content
+    accept_index(folder)
     assert found(Dataset.open(folder)) == expected(after)
     write_rows(folder, cut(after, (10, 20)))
     (folder / "manifest.json").write_bytes(manifest)
+    accept_index(folder)
     with pytest.raises(DatasetError, match=r"has 30 rows in 2 row groups, but manifest\.json lists 30 samples in 1"):
         Dataset.open(folder)
 
@@ -218,6 +220,7 @@ def test_index__replaced_by_one_of_the_same_size(tmp_path: Path, rows: list[Row]
     other = [{**row, "digest": row["digest"][::-1]} for row in rows]
     write_rows(folder, cut(other, SIZES), "none", False)
     (folder / "manifest.json").write_bytes(manifest)
+    accept_index(folder)
     assert path.stat().st_size == before.st_size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert found(Dataset.open(folder)) == expected(other)
@@ -316,6 +319,7 @@ def test_index__a_row_that_cannot_be_names_its_row_group(tmp_path: Path, column:
     rows[15][column] = "other" if column == "cohort" else -5
     write_rows(folder, cut(rows, (10, 10)))
     (folder / "manifest.json").write_bytes(manifest)
+    accept_index(folder)
     dataset = Dataset.open(folder)
     assert dataset[0].key == rows[0]["key"]
     with pytest.raises(DatasetError, match=rf"samples\.parquet: row group 1 has .*'?({column}|other)"):
