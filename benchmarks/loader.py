@@ -1,6 +1,6 @@
 """How fast do images come out of a loader: dinowds, webdataset, an mmap map dataset and MosaicML streaming?
 
-    python benchmarks/loader.py [--read] [--workers 0 1 2] [--peers dinowds map-cv2] [--images N] [--rounds N]
+    python benchmarks/loader.py [--read] [--workers 0 1 2] [--peers dinowds map-simplejpeg] [--images N] [--rounds N]
                                 [--folder FOLDER] [--json FILE]
 
 All read the same JPEG patches from a warm page cache in shuffled batches, each in a process of its own; rounds of all
@@ -37,7 +37,7 @@ DISTINCT = 8192
 IMAGES = {"decode": 8192, "read": 32768}
 """By default: enough batches that the few which are ready when counting starts do not matter."""
 SECONDS_BETWEEN_SAMPLES = 0.05
-PACKAGES = ("numpy", "opencv-python-headless", "pillow", "torch", "webdataset")
+PACKAGES = ("numpy", "simplejpeg", "pillow", "torch", "webdataset")
 FIGURES = ("images_per_second", "cpu_us_per_image", "first_batch_s", "start_cpu_s")
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
@@ -51,16 +51,16 @@ class Peer:
     prepare: Callable[[Path, Sequence[bytes]], None]
     batches: Callable[[Task], Iterator[Sized]]
     has_own_decoder: bool = False
-    """It decodes as its users do, and differs from its twin with OpenCV only there."""
+    """It decodes as its users do, and differs from its twin with simplejpeg only there."""
 
     @property
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.module) is not None
 
 
-def opencv(payload: bytes) -> Pixels:
+def simplejpeg_rgb(payload: bytes) -> Pixels:
     """JPEG → uint8 [H, W, 3], RGB; nothing is checked."""
-    return np.asarray(cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
+    return np.asarray(simplejpeg.decode_jpeg(payload, "RGB"), np.uint8)
 
 
 def pillow(payload: bytes) -> Pixels:
@@ -69,12 +69,17 @@ def pillow(payload: bytes) -> Pixels:
 
 
 def one_thread(_worker: int = 0) -> None:
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
 def _torch_options(task: Task) -> dict[str, Any]:
     return {"num_workers": task.workers, "worker_init_fn": one_thread if task.workers else None}
+
+
+def _batch_options(task: Task) -> dict[str, Any]:
+    """Where the loader forms the batches."""
+    collate = default_collate if task.decode else _transposed
+    return {"batch_size": task.batch_size, "drop_last": True, "collate_fn": collate, **_torch_options(task)}
 
 
 # dinowds: shards and an index
@@ -136,7 +141,7 @@ def _webdataset_batches(task: Task, tuned: bool) -> Iterator[Sized]:
     if not task.decode:
         collate = {"collation_fn": _transposed}
     elif tuned:
-        stream = stream.map_dict(jpg=opencv)
+        stream = stream.map_dict(jpg=simplejpeg_rgb)
         if task.workers:  # stacks in shared memory; alone, webdataset's own way is faster
             collate = {"collation_fn": default_collate}
     else:
@@ -154,7 +159,7 @@ def webdataset_usual(task: Task) -> Iterator[Sized]:
     return _webdataset_batches(task, tuned=False)
 
 
-def webdataset_opencv(task: Task) -> Iterator[Sized]:
+def webdataset_simplejpeg(task: Task) -> Iterator[Sized]:
     return _webdataset_batches(task, tuned=True)
 
 
@@ -181,16 +186,8 @@ class TarMap(TorchDataset[tuple[Any, int]]):
 
 def _map_batches(task: Task, decode: Callable[[bytes], Any]) -> Iterator[Sized]:
     dataset = TarMap(Path(task.folder), decode if task.decode else None)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=task.batch_size,
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(task.seed),
-        collate_fn=default_collate if task.decode else _transposed,
-        **_torch_options(task),
-    )
-    for images, _labels in loader:
+    generator = torch.Generator().manual_seed(task.seed)
+    for images, _labels in DataLoader(dataset, shuffle=True, generator=generator, **_batch_options(task)):
         yield images
 
 
@@ -198,8 +195,8 @@ def map_usual(task: Task) -> Iterator[Sized]:
     return _map_batches(task, pillow)
 
 
-def map_opencv(task: Task) -> Iterator[Sized]:
-    return _map_batches(task, opencv)
+def map_simplejpeg(task: Task) -> Iterator[Sized]:
+    return _map_batches(task, simplejpeg_rgb)
 
 
 # MosaicML streaming: its own shards
@@ -228,14 +225,7 @@ def _streaming_batches(task: Task, decode: Callable[[bytes], Any]) -> Iterator[S
     dataset = Images(
         local=str(Path(task.folder, "mds")), shuffle=True, shuffle_seed=task.seed, batch_size=task.batch_size
     )
-    loader = streaming.StreamingDataLoader(
-        dataset,
-        batch_size=task.batch_size,
-        drop_last=True,
-        collate_fn=default_collate if task.decode else _transposed,
-        **_torch_options(task),
-    )
-    for _keys, images in loader:
+    for _keys, images in streaming.StreamingDataLoader(dataset, **_batch_options(task)):
         yield images
 
 
@@ -243,8 +233,8 @@ def streaming_usual(task: Task) -> Iterator[Sized]:
     return _streaming_batches(task, pillow)
 
 
-def streaming_opencv(task: Task) -> Iterator[Sized]:
-    return _streaming_batches(task, opencv)
+def streaming_simplejpeg(task: Task) -> Iterator[Sized]:
+    return _streaming_batches(task, simplejpeg_rgb)
 
 
 PEERS = {
@@ -253,11 +243,15 @@ PEERS = {
     "webdataset": Peer(
         "webdataset, Pillow", "webdataset", "webdataset", write_shards, webdataset_usual, has_own_decoder=True
     ),
-    "webdataset-cv2": Peer("webdataset, OpenCV", "webdataset", "webdataset", write_shards, webdataset_opencv),
+    "webdataset-simplejpeg": Peer(
+        "webdataset, simplejpeg", "webdataset", "webdataset", write_shards, webdataset_simplejpeg
+    ),
     "map": Peer("mmap + DataLoader, Pillow", "torch", "torch", write_cohort, map_usual, has_own_decoder=True),
-    "map-cv2": Peer("mmap + DataLoader, OpenCV", "torch", "torch", write_cohort, map_opencv),
+    "map-simplejpeg": Peer("mmap + DataLoader, simplejpeg", "torch", "torch", write_cohort, map_simplejpeg),
     "streaming": Peer(
         "streaming, Pillow", "streaming", "mosaicml-streaming", write_mds, streaming_usual, has_own_decoder=True
     ),
-    "streaming-cv2": Peer("streaming, OpenCV", "streaming", "mosaicml-streaming", write_mds, streaming_opencv),
+    "streaming-simplejpeg": Peer(
+        "streaming, simplejpeg", "streaming", "mosaicml-streaming", write_mds, streaming_simplejpeg
+    ),
 }

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dinowds.data.index.lookup import Index
-from dinowds.data.index.rowgroups import open_file
 from dinowds.data.index.shardrows import ShardRows
 from dinowds.data.location import join_url, split_location
 from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, Manifest, read_manifest
@@ -53,7 +51,8 @@ class Dataset:
         self.subset = None if subset is None else subset.name
         self.files = files or RemoteFiles()
         self._subset = subset
-        self._first_id: Ids = np.concatenate([[0], np.cumsum([shard.num_samples for shard in manifest.shards])])
+        self.first_ids: Ids = np.concatenate([[0], np.cumsum(self.shard_counts, dtype=np.int64)])
+        """int64 [shards + 1]: the id of each shard's first sample, and the number of all samples."""
 
     @classmethod
     def open(cls, location: str | Path, files: RemoteFiles | None = None) -> Dataset:
@@ -84,20 +83,20 @@ class Dataset:
 
     def __len__(self) -> int:
         """Selected samples."""
-        return int(self._first_id[-1]) if self._subset is None else self._subset.samples
+        return int(self.first_ids[-1]) if self._subset is None else self._subset.samples
 
     def __getitem__(self, sample: int) -> Sample:
         """Look a sample up by its id, be it in the subset or not; raises IndexError where there is none."""
-        if not 0 <= sample < self._first_id[-1]:
-            raise IndexError(f"sample {sample} of a dataset of {self._first_id[-1]}")
-        shard = int(self._first_id.searchsorted(sample, side="right")) - 1
-        row = self.rows(shard).row(int(sample - self._first_id[shard]))
+        if not 0 <= sample < self.first_ids[-1]:
+            raise IndexError(f"sample {sample} of a dataset of {self.first_ids[-1]}")
+        shard = int(self.first_ids.searchsorted(sample, side="right")) - 1
+        row = self.rows(shard).row(int(sample - self.first_ids[shard]))
         return _sample(int(sample), shard, *row)
 
     def samples(self, ids: Ids) -> list[Sample]:
         """int64 [n] sample ids → [n]: the same for many at once, which takes a third of the time."""
         found: list[Any] = [None] * len(ids)
-        for shard, places, positions in self._by_shard(ids):
+        for shard, places, positions in self.by_shard(ids):
             rows = self.rows(shard).take(positions)
             for place, sample, row in zip(places.tolist(), ids[places].tolist(), rows, strict=True):
                 found[place] = _sample(sample, shard, *row)
@@ -115,7 +114,7 @@ class Dataset:
         Raises:
             DatasetError: the subset's mask is missing or damaged.
         """
-        counts = np.diff(self._first_id)
+        counts = np.diff(self.first_ids)
         if self._subset is None:
             return Selection(counts)
         selection = Selection(counts, load_mask(self.url, self._subset, int(counts.sum()), self.files))
@@ -152,6 +151,7 @@ class Dataset:
 
     @property
     def shard_counts(self) -> list[int]:
+        """Samples of each shard, in the subset or not."""
         return [shard.num_samples for shard in self.manifest.shards]
 
     def shard_url(self, shard: int) -> str:
@@ -166,18 +166,33 @@ class Dataset:
         """
         return self.index.rows(shard)
 
+    def by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
+        """Group int64 [n] sample ids by shard: (shard, which of `ids` are of it, their rows in it), each shard once.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.first_ids[-1]:
+            raise IndexError(f"samples {ids.min()} to {ids.max()} of a dataset of {self.first_ids[-1]}")
+        shards = np.searchsorted(self.first_ids, ids, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        edges = np.flatnonzero(np.diff(shards[order], prepend=-1, append=-1))
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            places = order[start:stop]
+            shard = int(shards[places[0]])
+            yield shard, places, ids[places] - self.first_ids[shard]
+
     def slides_of(self, ids: Ids) -> NDArray[np.uint64]:
         """int64 [n] sample ids → uint64 [n]: a number for each sample's cohort and slide; 0 where that is unknown."""
-        return self._gather(ids, "slide", np.uint64)
-
-    def cohorts_of(self, ids: Ids) -> NDArray[np.int32]:
-        """int64 [n] sample ids → int32 [n]: positions among the manifest's cohorts."""
-        return self._gather(ids, "cohort", np.int32)
+        found = np.empty(len(ids), np.uint64)
+        for shard, places, positions in self.by_shard(ids):
+            found[places] = self.rows(shard).slide[positions]
+        return found
 
     def cohort_masks(self) -> dict[str, Mask]:
         """All samples of each cohort, in or out of the subset; a bit a sample. Reads one column of the whole index."""
         names = list(self.manifest.cohorts)
-        num_bytes = -(-int(self._first_id[-1]) // 8)
+        num_bytes = -(-int(self.first_ids[-1]) // 8)
         masks = {name: np.zeros(num_bytes, np.uint8) for name in names}
         rest, done = np.zeros(0, np.int32), 0
         for _, rows in self.batches(["cohort"]):
@@ -208,27 +223,8 @@ class Dataset:
                 first, tables = stop, []
 
     def columns(self, names: list[str]) -> pa.Table:
-        """Whole columns of the index, in the order of sample ids."""
-        with open_file(self.index_path) as source:
-            return pq.read_table(source, columns=names, partitioning=None)
-
-    def _gather(self, ids: Ids, name: str, dtype: Any) -> NDArray[Any]:
-        found = np.empty(len(ids), dtype)
-        for shard, places, positions in self._by_shard(ids):
-            found[places] = getattr(self.rows(shard), name)[positions]
-        return found
-
-    def _by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
-        """(shard, which of `ids` are of it, their rows in it), each shard once."""
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self._first_id[-1]:
-            raise IndexError(f"samples {ids.min()} to {ids.max()} of a dataset of {self._first_id[-1]}")
-        shards = np.searchsorted(self._first_id, ids, side="right") - 1
-        order = np.argsort(shards, kind="stable")
-        edges = np.flatnonzero(np.diff(shards[order], prepend=-1, append=-1))
-        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            places = order[start:stop]
-            shard = int(shards[places[0]])
-            yield shard, places, ids[places] - self._first_id[shard]
+        """Whole columns of the index, in the order of sample ids. Text comes as plain strings."""
+        return pa.concat_tables(table for _, table in self.batches(names))
 
     def _cohort_codes(self, names: list[str]) -> NDArray[np.int32]:
         position = {name: place for place, name in enumerate(self.manifest.cohorts)}
@@ -240,7 +236,7 @@ class Dataset:
         return np.array([position[name] for name in names], np.int32)
 
     def _check(self) -> None:
-        found, expected = self.index.groups.counts, np.diff(self._first_id)
+        found, expected = self.index.groups.counts, np.diff(self.first_ids)
         if not np.array_equal(found, expected):
             raise DatasetError(
                 f"{self.index_path}: has {found.sum()} rows in {len(found)} row groups, but {MANIFEST_NAME} "

@@ -135,7 +135,7 @@ class Manifest:
             label_names=tuple(str(name) for name in block["label_names"]),
             seed=int(block["seed"]),
             samples_sha256=str(block["samples_sha256"]),
-            samples_footer_sha256=str(block.get("samples_footer_sha256", "")),
+            samples_footer_sha256=str(block.get("samples_footer_sha256") or ""),
             quarantined={str(reason): int(count) for reason, count in block["quarantined"].items()},
             metadata=dict(block["metadata"]),
             shuffled=bool(block.get("shuffled", True)),

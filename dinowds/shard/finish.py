@@ -54,7 +54,7 @@ def finish_dataset(
     cohorts: Counter[str] = Counter()
     with (
         atomic_write(workspace.folder / SAMPLES_NAME) as file,
-        pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
     ):
         for index in range(num_shards):
             done = _done(workspace, index)

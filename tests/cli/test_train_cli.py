@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import TINY_RUN, dinowds_command, run_dinowds
 
-HEAVY = ("torch", "torchvision", "timm", "webdataset", "numpy", "pyarrow", "cv2", "omegaconf", "PIL")
+HEAVY = ("torch", "torchvision", "timm", "webdataset", "numpy", "pyarrow", "simplejpeg", "omegaconf", "PIL")
 
 
 def test_help__imports_nothing_heavy() -> None:

@@ -53,6 +53,23 @@ def test_dataset__looks_up_every_sample(dataset: Dataset) -> None:
         )  # fmt: skip
 
 
+def test_by_shard__each_shard_once_with_all_its_samples(dataset: Dataset) -> None:
+    table = pq.read_table(dataset.index_path, columns=["shard"])
+    shard_of = np.array(table["shard"].to_pylist())
+    assert dataset.first_ids.tolist() == [*(int((shard_of < shard).sum()) for shard in range(shard_of.max() + 1)), 90]
+    ids = np.random.default_rng(0).integers(0, 90, 200)  # some more than once
+    groups = list(dataset.by_shard(ids))
+    assert sorted(np.concatenate([places for _, places, _ in groups]).tolist()) == list(range(200))
+    assert [shard for shard, *_ in groups] == sorted({*shard_of[ids].tolist()})
+    for shard, places, positions in groups:
+        assert (shard_of[ids[places]] == shard).all()
+        assert np.array_equal(dataset.first_ids[shard] + positions, ids[places])
+    assert list(dataset.by_shard(ids[:0])) == []
+    for outside in (-1, 90):
+        with pytest.raises(IndexError, match=f"{outside}.* of a dataset of 90"):
+            next(dataset.by_shard(np.array([3, outside])))
+
+
 def test_store__gives_the_source_s_bytes(dataset: Dataset) -> None:
     store = LocalStore(dataset)
     originals = {jpeg_patch(seed) for seed in range(60)} | {jpeg_patch(1000 + seed) for seed in range(30)}

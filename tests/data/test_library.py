@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,35 @@ def test_loader__state_of_another_order_is_refused(dataset: Dataset) -> None:
         Loader(dataset, Order(12, 4, 4, 3, 4)).load_state_dict(state)
     with pytest.raises(ConfigError, match="another dataset"):
         Loader(dataset, ORDER).load_state_dict({**state, "dataset": "0"})
+    loader = Loader(Dataset("https://me:secret@lab.org/d?key=secret", dataset.manifest), ORDER)
+    with pytest.raises(ConfigError, match=r"^https://lab\.org/d: the loader's state is of another"):
+        loader.load_state_dict({**state, "dataset": "0"})
+
+
+@pytest.mark.parametrize(
+    "change", [{"dataset": None}, {"order": None}, {"order": 3}, {"order": "seed"}, {"epoch": None}, {"step": "1"}]
+)
+def test_loader__state_of_something_else_is_refused_in_one_line(dataset: Dataset, change: dict[str, object]) -> None:
+    loader = Loader(dataset, ORDER)
+    state = {**loader.state_dict(), **change}
+    some_of_it = {name: value for name, value in state.items() if value is not None}
+    foreigners: list[Any] = [some_of_it, {}, []]
+    for foreign in foreigners:
+        with pytest.raises(ConfigError, match=r"^this is no loader's state; expected what Loader\.state_dict\(\) gave"):
+            loader.load_state_dict(foreign)
+    assert loader.step == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"world": World(0, 5)}, r"train\.batch_size is 12, expected a multiple of the 5 processes"),
+        ({"epochs": -1}, "epochs is -1, expected at least 0"),
+        ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
+        ({"read_ahead": -2}, "read_ahead is -2, expected at least 0"),
+        ({"prefetch_factor": 0}, "prefetch_factor is 0, expected at least 1"),
+    ],
+)
+def test_loader__what_cannot_work_is_refused_at_once(dataset: Dataset, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        Loader(dataset, ORDER, **change)

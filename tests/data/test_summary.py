@@ -19,7 +19,7 @@ from PIL import Image
 
 import dinowds.data.summary
 from dinowds.data.dataset import Dataset
-from dinowds.data.manifest import read_manifest
+from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
 from dinowds.data.subsets.choose import SubsetOptions, choose_subset
 from dinowds.data.subsets.subset import write_subset
 from dinowds.data.summary import summarize
@@ -152,6 +152,24 @@ def test_summary__of_an_index_with_changed_bytes_never_raises_anything_else(fold
             messages.append(str(error))
         messages += [damage.problem for damage in verify_dataset(folder)]
     assert len(messages) > 150
+    assert not any("\n" in message for message in messages)
+
+
+def test_index__a_changed_byte_of_a_page_changes_no_value_unnoticed(folder: Path) -> None:
+    path = folder / "samples.parquet"
+    content = path.read_bytes()
+    expected = Dataset.open(folder).columns(SAMPLES_SCHEMA.names)
+    end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    messages = []
+    for place in np.random.default_rng(0).integers(4, end, 100).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        try:
+            assert (
+                Dataset.open(folder).columns(SAMPLES_SCHEMA.names) == expected
+            )  # of headers, some bytes do not matter
+        except DatasetError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
     assert not any("\n" in message for message in messages)
 
 

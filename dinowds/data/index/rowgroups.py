@@ -44,13 +44,13 @@ class RowGroups:
         self.path, self.counts, self.places = path, counts, places
 
     @classmethod
-    def locate(cls, path: Path, footer: str = "") -> RowGroups:
-        """Parse the footer of the index at `path`, whose `footer_sha256` is to be `footer` ('': not compared).
+    def locate(cls, path: Path, footer_digest: str) -> RowGroups:
+        """Parse the footer of the index at `path`, whose `footer_sha256` is to be `footer_digest` ('': not compared).
 
         Raises:
             DatasetError: it is no index of this format, or not the one that was written.
         """
-        with open_samples(path, footer) as file:
+        with open_samples(path, footer_digest) as file:
             try:
                 return cls(path, *_locate(path, file.metadata, file.schema))
             except _UNREADABLE as error:
@@ -69,7 +69,9 @@ class RowGroups:
         try:
             metadata = pq.read_metadata(pa.BufferReader(footer))
             with open_file(self.path) as source:
-                file = pq.ParquetFile(source, metadata=metadata, read_dictionary=list(categories))
+                file = pq.ParquetFile(
+                    source, metadata=metadata, read_dictionary=list(categories), page_checksum_verification=True
+                )
                 rows = file.read_row_group(0, columns=list(columns), use_threads=False).select(list(columns))
             _check_rows(rows, columns)
         except _UNREADABLE as error:
@@ -99,20 +101,25 @@ def footer_sha256(path: Path) -> str:
         if end[4:] != b"PAR1" or length > size:
             raise ValueError("it does not end like one")
         file.seek(size - length)
-        return hashlib.sha256(file.read()).hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def open_samples(path: Path, footer: str = "") -> pq.ParquetFile:
-    """Open an index, footer and all, if its `footer_sha256` is `footer` ('': not compared).
+def open_samples(path: Path, footer_digest: str) -> pq.ParquetFile:
+    """Open an index, footer and all, if its `footer_sha256` is `footer_digest` ('': not compared).
 
     Raises:
         DatasetError: it is no index of this format, or not the one that was written.
     """
     try:
         # Arrow ends the process at some footers that are damaged: its accessors of metadata let no exception through.
-        if footer and footer_sha256(path) != footer:
-            raise DatasetError(f"{path}: its footer is not the one that was written; make the dataset again")
-        index = pq.ParquetFile(open_file(path))
+        if footer_digest and footer_sha256(path) != footer_digest:
+            raise DatasetError(
+                f"{path}: its footer is not the one that was written; copy the dataset again, or make it again"
+            )
+        index = pq.ParquetFile(open_file(path), page_checksum_verification=True)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, though there is a manifest; make the dataset again") from None
     except (OSError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:

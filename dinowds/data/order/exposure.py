@@ -16,6 +16,7 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.order.mixture import checked_weights
 from dinowds.data.order.plan import Ids, Plan
 from dinowds.errors import ConfigError
+from dinowds.remote.urls import shown
 
 Report = Callable[[int, int], None]
 """(done, of how many), for a bar."""
@@ -73,7 +74,7 @@ def count_exposure(dataset: Dataset, plan: Plan, until_step: int, report: Report
     Raises:
         ConfigError: a negative step.
     """
-    views = count_views(plan, sum(dataset.shard_counts), until_step, report)
+    views = count_views(plan, dataset.manifest.num_samples, until_step, report)
     slides: dict[Slide, int] = {}
     counts = np.zeros((3, 0), dtype=np.int64)
     histogram: Counter[int] = Counter()
@@ -192,7 +193,8 @@ def check_cap(dataset: Dataset, plan: Plan) -> None:
     known = {slide: n for slide, n in slides.items() if slide.name is not None and shares[slide.cohort] > 0}
     if not known:
         raise ConfigError(
-            f"data.max_per_slide is {cap}, but {dataset.url} knows the slide of no sample that is drawn; leave it out"
+            f"data.max_per_slide is {cap}, but {shown(dataset.url)} knows the slide of no sample that is drawn; "
+            "leave it out"
         )
     if order.weights:
         means = {slide: order.batch_size * shares[slide.cohort] * n / sizes[slide.cohort] for slide, n in known.items()}

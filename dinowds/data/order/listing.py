@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from dinowds.data.dataset import Dataset
 from dinowds.data.index.shardrows import slide_hash
 from dinowds.data.order.plan import Ids
@@ -29,7 +27,6 @@ class Listing:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._first_id = np.concatenate([[0], np.cumsum(dataset.shard_counts, dtype=np.int64)])
         self._slides: dict[int, str] = {}
 
     def of(self, ids: Ids) -> list[Named]:
@@ -40,15 +37,13 @@ class Listing:
         """
         if len(self._slides) > _KEPT_NAMES:
             self._slides.clear()
-        order = np.argsort(ids, kind="stable")
-        shards = np.searchsorted(self._first_id, ids[order], side="right") - 1
-        found: list[Named] = []
-        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
-            found += self._of_shard(int(shards[len(found)]), ids[places])
-        return [found[place] for place in np.argsort(order, kind="stable").tolist()]
+        found: dict[int, Named] = {}
+        for shard, places, positions in self._dataset.by_shard(ids):
+            found.update(zip(places.tolist(), self._of_shard(shard, positions), strict=True))
+        return [found[place] for place in range(len(ids))]
 
-    def _of_shard(self, shard: int, ids: Ids) -> list[Named]:
-        rows, positions = self._dataset.rows(shard), ids - self._first_id[shard]
+    def _of_shard(self, shard: int, positions: Ids) -> list[Named]:
+        rows = self._dataset.rows(shard)
         slides = rows.slide[positions].tolist()
         if any(slide and slide not in self._slides for slide in slides):
             self._slides |= self._names_of(shard)

@@ -32,14 +32,13 @@ def make_plan(dataset: Dataset, order: Order) -> Plan:
 def _mapped(dataset: Dataset, cohort: str, selection: Selection) -> Selection:
     """The same selection, its mask in a file that loader processes map: theirs would be one a cohort in each."""
     assert selection.mask is not None
-    shard_counts = [shard.num_samples for shard in dataset.manifest.shards]
     name = xxhash.xxh3_128_hexdigest(f"{dataset.fingerprint}\0{cohort}".encode())
     path, content = cache_folder() / "index" / f"{name}.npy", mask_file(selection.mask)
     try:
         if not path.exists() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content)
-        return Selection(shard_counts, open_mask(str(path), sum(shard_counts)))
+        return Selection(dataset.shard_counts, open_mask(str(path), dataset.manifest.num_samples))
     except (OSError, ValueError):  # the cache cannot be written: every process holds its own
         return selection
 

@@ -11,18 +11,17 @@ import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinowds.data.order.passes import Chunks, Pass, Spots, partition_edges
+from dinowds.data.order.passes import Chunks, Layout, Pass, Spots, partition_edges
 from dinowds.data.order.permutation import Keys, draw_keys, permute
 from dinowds.data.order.plan import PASS, Draws, Ids, Order, Plan, Seen, steps_per_epoch
 from dinowds.data.subsets.selection import Selection
 from dinowds.errors import ConfigError
 
-_CYCLE_DRAWS = 1 << 14  # proportions are exact to half of 1 in this many
+_CYCLE_DRAWS = 1 << 14  # at least so many are in a cycle: proportions are exact to 1 in this many
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -39,7 +38,7 @@ class WeightedPlan(Plan):
         """
         weights = checked_weights(cohorts, order.weights)
         names = [name for name in cohorts if name in weights]
-        shares = {name: weights[name] for name in names}
+        shares = [weights[name] for name in names]
         self.selections = [cohorts[name] for name in names]
         for name in names:
             if not len(cohorts[name]):
@@ -50,7 +49,7 @@ class WeightedPlan(Plan):
         self.steps_per_epoch = steps_per_epoch(sum(map(len, self.selections)), order.batch_size)
         self._lengths = np.array([len(selection) for selection in self.selections], dtype=np.int64)
         self._cycle = -(-_CYCLE_DRAWS // order.batch_size)
-        self._counts = apportion(np.array([*shares.values()]), self._cycle * order.batch_size)
+        self._counts = apportion(np.array(shares), self._cycle * order.batch_size)
         for name, count in zip(names, self._counts, strict=True):
             if count == 0:
                 raise ConfigError(
@@ -62,46 +61,49 @@ class WeightedPlan(Plan):
         for group, count in enumerate(self._counts):
             ranks[groups == group] = np.arange(count)
         self._groups, self._ranks = (array.reshape(self._cycle, order.batch_size) for array in (groups, ranks))
-        self._layouts = [
-            self._layout(len(chunks), share) for chunks, share in zip(self._chunks, shares.values(), strict=True)
+        self.layouts = [self._layout(len(chunks), share) for chunks, share in zip(self._chunks, shares, strict=True)]
+        self._edges = [
+            partition_edges(len(selection), layout.partitions)
+            for selection, layout in zip(self.selections, self.layouts, strict=True)
         ]
         self._passes: OrderedDict[tuple[int, int], Pass] = OrderedDict()
 
-    def _layout(self, num_chunks: int, share: float) -> _Layout:
+    def _layout(self, num_chunks: int, share: float) -> Layout:
         """A cohort has its share of the pool, and one partition of one window where it fits into that."""
-        assert self.order.partitions is not None
-        assert self.order.window_chunks is not None
-        pool = max(1, round(share * self.order.partitions * self.order.window_chunks))
-        if num_chunks <= pool:
-            return _Layout(True, 1, pool)
-        return _Layout(False, self.order.partitions, -(-pool // self.order.partitions))
+        partitions, window_chunks = self.order.layout
+        pool = max(1, round(share * partitions * window_chunks))
+        return Layout(1, pool) if num_chunks <= pool else Layout(partitions, -(-pool // partitions))
+
+    def _is_one_window(self, group: int) -> bool:
+        partitions, window_chunks = self.layouts[group]
+        return partitions == 1 and len(self._chunks[group]) <= window_chunks
 
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
         cycles, rows = np.divmod(np.asarray(steps, dtype=np.int64), self._cycle)
         groups = self._groups[rows]
         numbers = np.asarray(self._ranks[rows] + cycles[:, None] * self._counts[groups], dtype=np.int64)
-        order = np.argsort(self._rank_keys(groups, numbers), axis=1, kind="stable")[:, start:stop]
-        groups, numbers = np.take_along_axis(groups, order, 1), np.take_along_axis(numbers, order, 1)
         visits, places = np.divmod(numbers, self._lengths[groups])
+        keys, positions = self._dealt(groups, numbers, places)
+        order = np.argsort(keys, axis=1, kind="stable")[:, start:stop]
+        groups, visits, positions = (np.take_along_axis(array, order, 1) for array in (groups, visits, positions))
         draws = Draws(np.empty_like(groups), visits, groups, np.empty_like(groups), np.empty_like(groups))
         for group in np.unique(groups).tolist():
             mine = groups == group
-            spots = self._at(group, visits[mine], places[mine])
+            spots = self._at(group, visits[mine], positions[mine])
             draws.ids[mine] = self.selections[group].ids(spots.places)
             draws.chunk_first[mine], draws.chunk_count[mine] = spots.chunk_first, spots.chunk_count
         return draws
 
-    def _at(self, group: int, visits: Ids, places: Ids) -> Spots:
-        """What the passes `visits` of a cohort have at `places`; int64 [n]."""
+    def _at(self, group: int, visits: Ids, positions: Ids) -> Spots:
+        """What the streams of the passes `visits` of a cohort have at `positions`; int64 [n]."""
         unique, which = np.unique(visits, return_inverse=True)
-        if self._layouts[group].is_one_window:  # so one permutation is enough; a batch can have many of a small cohort
-            moved = permute(places, int(self._lengths[group]), self._keys_of(group, unique), which)
+        if self._is_one_window(group):  # so one permutation is enough; a batch can have many of a small cohort
+            moved = permute(positions, int(self._lengths[group]), self._keys_of(group, unique), which)
             return Spots(moved, *self._chunks[group].of(moved))
-        spots = Spots(*(np.empty_like(places) for _ in Spots._fields))
+        spots = Spots(*(np.empty_like(positions) for _ in Spots._fields))
         for visit in unique.tolist():
             mine = visits == visit
-            this = self._pass(group, visit)
-            found = this.at(np.add(*_deal(places[mine], this.edges)))
+            found = self._pass(group, visit).at(positions[mine])
             for array, part in zip(spots, found, strict=True):
                 array[mine] = part
         return spots
@@ -120,47 +122,40 @@ class WeightedPlan(Plan):
         for group, (visit, drawn) in enumerate(zip(visits, places, strict=True)):
             if not drawn:
                 continue
-            if self._layouts[group].is_one_window:
+            if self._is_one_window(group):
                 seen = np.arange(drawn, dtype=np.int64)
                 yield self.selections[group].ids(self._at(group, np.full_like(seen, visit), seen).places), 1
                 continue
             this = self._pass(group, visit)
-            for piece in this.heads(_dealt(drawn, np.diff(this.edges))):
+            for piece in this.heads(_num_dealt(drawn, np.diff(this.edges))):
                 yield self.selections[group].ids(piece), 1
 
-    def _rank_keys(self, groups: Ids, numbers: Ids) -> NDArray[np.float64]:
-        """By which the places of a batch are ordered: draws of the same partition lie together, so that each host reads
-        most of its own partitions alone. Draws of a cohort with one partition are spread over the batch.
+    def _dealt(self, groups: Ids, numbers: Ids, places: Ids) -> tuple[NDArray[np.float64], Ids]:
+        """By what the draws of a batch are ordered, and where in the streams of their passes they are.
+
+        Draws of the same partition lie together, so that each host reads most of its own partitions alone. Draws of a
+        cohort with one partition are spread over the batch.
         """
-        keys = np.asarray(numbers * _GOLDEN % 1, dtype=np.float64)
-        for group, layout in enumerate(self._layouts):
-            if layout.partitions > 1:
+        keys, positions = np.asarray(numbers * _GOLDEN % 1, dtype=np.float64), places.copy()
+        for group, edges in enumerate(self._edges):
+            if (partitions := len(edges) - 1) > 1:
                 mine = groups == group
-                edges = partition_edges(int(self._lengths[group]), layout.partitions)
-                starts, _ = _deal(numbers[mine] % self._lengths[group], edges)
-                keys[mine] = (np.searchsorted(edges, starts, side="right") - 0.5) / layout.partitions
-        return keys
+                partition, positions[mine] = _deal(places[mine], edges)
+                keys[mine] = (partition + 0.5) / partitions
+        return keys, positions
 
     def _pass(self, group: int, visit: int) -> Pass:
         if (group, visit) not in self._passes:
-            layout, key = self._layouts[group], (self.order.seed, PASS, visit, self._numbers[group])
-            self._passes[group, visit] = Pass(
-                self._chunks[group], int(self._lengths[group]), layout.partitions, layout.window_chunks, *key
-            )
+            length, key = int(self._lengths[group]), (self.order.seed, PASS, visit, self._numbers[group])
+            self._passes[group, visit] = Pass(self._chunks[group], length, self.layouts[group], *key)
             while len(self._passes) > 2 * len(self.selections):
                 self._passes.popitem(last=False)
         self._passes.move_to_end((group, visit))
         return self._passes[group, visit]
 
 
-class _Layout(NamedTuple):
-    is_one_window: bool
-    partitions: int
-    window_chunks: int
-
-
 def _deal(places: Ids, edges: Ids) -> tuple[Ids, Ids]:
-    """Deal the places 0 … N − 1 of a pass to its partitions in rounds: (where its partition begins, place in it).
+    """Deal the places 0 … N − 1 of a pass to its partitions in rounds: (partition, position in the stream).
 
     A round goes to partitions that are far apart, so that the few draws that a batch has of a cohort fall to all hosts
     alike. Partitions differ by at most one place; the last round deals to the longer ones alone.
@@ -170,10 +165,10 @@ def _deal(places: Ids, edges: Ids) -> tuple[Ids, Ids]:
     is_last = rounds == lengths.min()
     partition = far_apart(len(lengths))[turn]
     partition[is_last] = _last_round(lengths)[turn[is_last]]
-    return edges[partition], rounds
+    return partition, edges[partition] + rounds
 
 
-def _dealt(drawn: int, lengths: Ids) -> Ids:
+def _num_dealt(drawn: int, lengths: Ids) -> Ids:
     """How many of the first `drawn` places of a pass went to each partition."""
     rounds, more = divmod(drawn, len(lengths))
     dealt: Ids = np.minimum(lengths, rounds)
@@ -196,7 +191,8 @@ def checked_weights(cohorts: Collection[str], weights: Mapping[str, float]) -> d
     """Weights above 0, scaled to a sum of 1.
 
     Raises:
-        ConfigError: a cohort that does not exist or has no weight, a negative weight, or no weight above 0.
+        ConfigError: a cohort that does not exist or has no weight, a weight that is negative or not finite, or none
+            above 0.
     """
     for name, weight in weights.items():
         if name not in cohorts:
@@ -206,7 +202,7 @@ def checked_weights(cohorts: Collection[str], weights: Mapping[str, float]) -> d
                 + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cohorts)}")
             )
         if not 0 <= weight < math.inf:
-            raise ConfigError(f"data.weights: {name} is {weight}, expected 0 or more")
+            raise ConfigError(f"data.weights: {name} is {weight}, expected a finite number, 0 or more")
     if missing := [name for name in cohorts if name not in weights]:
         raise ConfigError(f"data.weights: cohort {missing[0]!r} has none; give each cohort a weight, 0 to leave it out")
     total = sum(weights.values())

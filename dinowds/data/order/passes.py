@@ -69,24 +69,33 @@ class Spots(NamedTuple):
     """Samples of it there."""
 
 
+class Layout(NamedTuple):
+    """How a pass is cut into partitions, and these into windows."""
+
+    partitions: int
+    window_chunks: int
+    """Chunks of a window, give or take half as many."""
+
+    def num_windows(self, num_places: int, chunk_size: int) -> int:
+        """Windows of each partition, for a pass over `num_places`."""
+        return max(1, round(num_places / (self.partitions * self.window_chunks * chunk_size)))
+
+
 class Pass:
     """The order of one pass. A window's order is computed when it is reached, and only where it is asked for."""
 
-    def __init__(
-        self, chunks: Chunks, length: int, partitions: int, window_chunks: int, seed: int, *spawn_key: int
-    ) -> None:
+    def __init__(self, chunks: Chunks, length: int, layout: Layout, seed: int, *spawn_key: int) -> None:
         """
         Args:
             length: places of the stream that are used; at most all.
-            window_chunks: chunks of a window, give or take half as many.
             seed: with `spawn_key`, what the pass is derived from.
         """
-        self.length, self.partitions = length, partitions
-        self._chunks, self._width = chunks, window_chunks
+        self.length, self.partitions = length, layout.partitions
+        self._chunks, self._layout, self._width = chunks, layout, layout.window_chunks
         self._seed, self._spawn_key = seed, spawn_key
         self._chunk_keys = draw_keys(seed, *spawn_key, _CHUNKS)
         self._cells = self._cell_starts()
-        self.edges = partition_edges(length, partitions)
+        self.edges = partition_edges(length, layout.partitions)
         """int64 [partitions + 1]: places of the stream at which partitions begin, and the end."""
         self._windows = self._window_starts()
         self._window_keys: OrderedDict[int, Keys] = OrderedDict()
@@ -98,7 +107,7 @@ class Pass:
         They are equal, so that none has so few chunks that its batches are poorly mixed. What is left out is in a
         window of the last partition, so that it is drawn as evenly as the rest.
         """
-        count = max(1, round(self.length / (self.partitions * self._width * self._chunks.chunk_size)))
+        count = self._layout.num_windows(self.length, self._chunks.chunk_size)
         ends = np.append(self.edges[1:-1], self._chunks.num_samples)
         starts = self.edges[:-1, None] + np.arange(count) * (ends - self.edges[:-1])[:, None] // count
         return np.append(np.unique(starts), self._chunks.num_samples)

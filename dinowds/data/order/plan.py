@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dinowds.data.order.passes import Chunks, Pass, Spots
+from dinowds.data.order.passes import Chunks, Layout, Pass, Spots
 from dinowds.data.subsets.selection import Selection
 from dinowds.errors import ConfigError
 
@@ -79,6 +79,25 @@ class Order:
         partitions = self.partitions or (1 if num_chunks <= pool else largest_divisor(self.batch_size, _MAX_PARTITIONS))
         return replace(self, partitions=partitions, window_chunks=self.window_chunks or -(-pool // partitions))
 
+    @property
+    def layout(self) -> Layout:
+        """Of a pass over the whole selection; of an order that is `resolved`."""
+        assert self.partitions is not None
+        assert self.window_chunks is not None
+        return Layout(self.partitions, self.window_chunks)
+
+    def rank_batch(self, num_ranks: int) -> int:
+        """Samples of a global batch that belong to each of `num_ranks` ranks.
+
+        Raises:
+            ConfigError: they cannot share it equally.
+        """
+        if self.batch_size % num_ranks:
+            raise ConfigError(
+                f"train.batch_size is {self.batch_size}, expected a multiple of the {num_ranks} processes"
+            )
+        return self.batch_size // num_ranks
+
 
 class Draws(NamedTuple):
     """Samples of some places of some global batches; arrays are int64 [steps, places]."""
@@ -108,8 +127,11 @@ class Plan(ABC):
     """The order of a run. Steps are counted over all epochs."""
 
     order: Order
+    """As `resolved`."""
     steps_per_epoch: int
     selections: Sequence[Selection]
+    layouts: Sequence[Layout]
+    """Of the passes over each of `selections`."""
 
     @abstractmethod
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
@@ -145,6 +167,7 @@ class EpochPlan(Plan):
         self.selections = [selection]
         self._chunks = Chunks(selection.counts, order.chunk_size)
         self.order = order.resolved(len(self._chunks))
+        self.layouts = [self.order.layout]
         self.steps_per_epoch = steps_per_epoch(len(selection), order.batch_size)
         self._passes: OrderedDict[int, Pass] = OrderedDict()
 
@@ -171,12 +194,8 @@ class EpochPlan(Plan):
     def epoch(self, epoch: int) -> Pass:
         """The pass of an epoch. The newest two are kept: a loader reads ahead over an epoch's end."""
         if epoch not in self._passes:
-            length, order = self.steps_per_epoch * self.order.batch_size, self.order
-            assert order.partitions is not None
-            assert order.window_chunks is not None
-            self._passes[epoch] = Pass(
-                self._chunks, length, order.partitions, order.window_chunks, order.seed, PASS, epoch
-            )
+            length = self.steps_per_epoch * self.order.batch_size
+            self._passes[epoch] = Pass(self._chunks, length, self.layouts[0], self.order.seed, PASS, epoch)
             while len(self._passes) > 2:
                 self._passes.popitem(last=False)
         return self._passes[epoch]

@@ -12,6 +12,7 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.order.exposure import Report, Slide, cohort_shares, cohort_sizes, slide_codes
 from dinowds.data.order.plan import Ids, Plan
 from dinowds.errors import ConfigError, DatasetError
+from dinowds.remote.urls import shown
 
 SAMPLED_BATCHES = 200
 """Of a longer epoch so many are looked at, evenly spread: the mean of their distinct slides is known to about 0.1 %."""
@@ -85,7 +86,8 @@ def measure_quality(dataset: Dataset, plan: Plan, epoch: int = 0, report: Report
     is_known = np.array([slide.name is not None for slide in names])
     if not (is_known & np.isin(stratum_of, stratum_of[codes[spread]])).any():
         raise DatasetError(
-            f"{dataset.url}: the slide of no sample that is drawn is known, so there is nothing to compare batches by"
+            f"{shown(dataset.url)}: the slide of no sample that is drawn is known, "
+            "so there is nothing to compare batches by"
         )
     expectation = Expectation(sizes, stratum_of, is_known)
     expected = np.array([expectation.of(*row) for row in zip(stratum_of[codes], visits, strict=True)])

@@ -29,7 +29,8 @@ class CappedPlan(Plan):
         """`slides_of`: sample ids, int64 [n] → a number for the slide of each, uint64 [n]; 0 where it is unknown."""
         assert plan.order.max_per_slide is not None
         self._plan, self._slides_of, self._cap = plan, slides_of, plan.order.max_per_slide
-        self.order, self.steps_per_epoch, self.selections = plan.order, plan.steps_per_epoch, plan.selections
+        self.order, self.steps_per_epoch = plan.order, plan.steps_per_epoch
+        self.selections, self.layouts = plan.selections, plan.layouts
         self._blocks: OrderedDict[tuple[int, int], Draws] = OrderedDict()
 
     def draws(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> Draws:
@@ -58,8 +59,7 @@ class CappedPlan(Plan):
         if (begin, end) not in self._blocks:
             draws = self._plan.draws(range(begin, end))
             slides = self._slides_of(draws.ids.ravel()).reshape(draws.ids.shape)
-            assert self.order.partitions is not None
-            moved = spread(slides, self.order.batch_size // self.order.partitions, self._cap)
+            moved = spread(slides, self.order.batch_size // self.order.layout.partitions, self._cap)
             self._blocks[begin, end] = Draws(*(array.ravel()[moved] for array in draws))
             while len(self._blocks) > 2:
                 self._blocks.popitem(last=False)

@@ -24,7 +24,6 @@ class Runs:
 
     def __init__(self, dataset: Dataset, plan: Plan) -> None:
         self._dataset, self._plan = dataset, plan
-        self._first_id = np.concatenate([[0], np.cumsum([shard.num_samples for shard in dataset.manifest.shards])])
         self._kept: OrderedDict[tuple[int, int], tuple[list[int], list[Run]]] = OrderedDict()
 
     def of(self, sample: Sample, group: int, chunk_first: int, chunk_count: int) -> Run:
@@ -41,7 +40,7 @@ class Runs:
 
     def _of_chunk(self, shard: int, ids: NDArray[np.int64]) -> tuple[list[int], list[Run]]:
         rows = self._dataset.rows(shard)
-        local = ids - self._first_id[shard]
+        local = ids - self._dataset.first_ids[shard]
         starts = rows.offset[local]
         runs = [Run(shard, start, stop) for start, stop in join_ranges(starts, starts + rows.size[local])]
         return [run.start for run in runs], runs

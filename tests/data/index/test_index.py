@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ import pytest
 import dinowds.data.index.lookup
 from dinowds.data.dataset import Dataset
 from dinowds.data.index.lookup import Index
-from dinowds.data.index.rowgroups import COLUMNS, RowGroups
+from dinowds.data.index.rowgroups import COLUMNS, RowGroups, footer_sha256
 from dinowds.data.index.shardrows import slide_hash
 from dinowds.data.index.unused import mark_used
 from dinowds.data.manifest import read_manifest
@@ -73,7 +74,7 @@ def refuse(*_: object) -> bytes:
 @pytest.mark.parametrize("use_dictionary", [True, False])
 def test_row_groups__read_as_parquet_does(tmp_path: Path, compression: str, use_dictionary: bool) -> None:
     write_rows(tmp_path, cut(random_rows(60), (30, 1, 29)), compression, use_dictionary)
-    groups = RowGroups.locate(tmp_path / "samples.parquet")
+    groups = RowGroups.locate(tmp_path / "samples.parquet", "")
     assert groups.counts.tolist() == [30, 1, 29]
     with pq.ParquetFile(tmp_path / "samples.parquet") as file:
         for group in (2, 0, 1):
@@ -91,9 +92,9 @@ def test_index__is_what_was_written(cache: Path, folder: Path, rows: list[Row]) 
     assert dataset.slides_of(ids).tolist() == hashes
     assert 0 in hashes
     names = list(dataset.manifest.cohorts)
-    assert [names[code] for code in dataset.cohorts_of(ids)] == [rows[i]["cohort"] for i in ids]
     shard = dataset.rows(3)
     mine = rows[48:148]
+    assert [names[code] for code in shard.cohort] == [row["cohort"] for row in mine]
     assert shard.keys == [row["key"] for row in mine]
     assert shard.offset.tolist() == [row["offset"] for row in mine]
     assert shard.size.tolist() == [row["size"] for row in mine]
@@ -285,7 +286,7 @@ def test_row_groups__in_a_folder_that_looks_like_a_url(tmp_path: Path, monkeypat
     name = os.fsdecode(b"s3:/bucket/\xff")
     rows = random_rows(9)
     folder = write_rows(tmp_path / name, [rows])
-    groups = RowGroups.locate(Path(name) / "samples.parquet")
+    groups = RowGroups.locate(Path(name) / "samples.parquet", "")
     assert groups.read(0, ["key"])["key"].to_pylist() == [row["key"] for row in rows]
     table = Dataset(name, read_manifest(folder)).columns(["key"])
     assert table["key"].to_pylist() == [row["key"] for row in rows]
@@ -335,6 +336,34 @@ def test_index__damaged_parquet_is_one_line(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"samples\.parquet: row group 0 cannot be read") as caught:
         _ = dataset[0]
     assert "\n" not in str(caught.value)
+
+
+def test_index__a_changed_footer_is_noticed(folder: Path) -> None:
+    """Before it is parsed: Arrow ends the process at some of them."""
+    path = folder / "samples.parquet"
+    content = path.read_bytes()
+    length = int.from_bytes(content[-8:-4], "little") + 8
+    for place in range(len(content) - length, len(content), 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with pytest.raises(DatasetError, match=r"samples\.parquet: (its footer is not the one|is not a Parquet file)"):
+            Dataset.open(folder)
+        with pytest.raises(DatasetError, match=r"samples\.parquet: (its footer is not the one|is not a Parquet file)"):
+            Dataset(str(folder), read_manifest(folder)).columns(["key"])
+
+
+def test_index__of_a_manifest_without_the_footer_s_digest(folder: Path, rows: list[Row]) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["dinowds"]["samples_footer_sha256"]
+    path.write_text(json.dumps(content))
+    assert found(Dataset.open(folder)) == expected(rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"\0\0\0\0PAR", b"\1\0\0\0PAR1", b"\xff\xff\xff\xffPAR1"])
+def test_footer__of_what_does_not_end_like_parquet(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match="does not end like one"):
+        footer_sha256(tmp_path / "file")
 
 
 def test_index__processes_and_threads_at_once(folder: Path, rows: list[Row]) -> None:

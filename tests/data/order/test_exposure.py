@@ -238,6 +238,10 @@ def test_cap__without_slides_is_refused_and_no_cap_reads_nothing(tmp_path: Path)
         ConfigError, match=r"max_per_slide is 2, but .* knows the slide of no sample that is drawn; leave"
     ):
         check_cap(dataset, make_plan(dataset, Order(10, max_per_slide=2)))
+    signed = Dataset("https://me:secret@lab.org/d?key=secret", dataset.manifest)
+    signed.index_path = dataset.index_path
+    with pytest.raises(ConfigError, match=r"but https://lab\.org/d knows the slide of no sample"):
+        check_cap(signed, make_plan(dataset, Order(10, max_per_slide=2)))
     plan = make_plan(dataset, Order(10))
     (path / "samples.parquet").unlink()
     check_cap(dataset, plan)

@@ -212,9 +212,10 @@ def test_epoch__new_order_in_each_pass() -> None:
     [
         ({"a": 1, "b": 1, "d": 1}, "no cohort 'd'"),
         ({"a": 1, "b": 1}, "cohort 'c' has none"),
-        ({"a": 1, "b": -1, "c": 1}, "b is -1, expected 0 or more"),
+        ({"a": 1, "b": -1, "c": 1}, "b is -1, expected a finite number, 0 or more"),
         ({"a": 0, "b": 0, "c": 0}, "all are 0"),
-        ({"a": 1, "b": float("nan"), "c": 1}, "b is nan"),
+        ({"a": 1, "b": float("nan"), "c": 1}, "b is nan, expected a finite number, 0 or more"),
+        ({"a": 1, "b": float("inf"), "c": 1}, "b is inf, expected a finite number, 0 or more"),
         ({"a": 1, "b": 1e-9, "c": 1}, "b is 1e-09, less than 1 in"),
     ],
 )

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from dinowds.data.order.passes import Chunks, Pass
+from dinowds.data.order.passes import Chunks, Layout, Pass
 from dinowds.data.order.plan import POOL, EpochPlan, Ids, Order, largest_divisor, steps_per_epoch
 from dinowds.data.subsets.selection import Selection, pack_mask
 from dinowds.errors import ConfigError
@@ -245,7 +245,7 @@ def test_chunks__never_cross_a_shard() -> None:
 def test_pass__windows_are_equal_parts_of_the_stream_of_chunks(width: int, partitions: int) -> None:
     chunks = Chunks(np.array([10, 1, 0, 8, 17, 64, 3]), 4)
     num, length = chunks.num_samples, chunks.num_samples - 5
-    this = Pass(chunks, length, partitions, width, 5)
+    this = Pass(chunks, length, Layout(partitions, width), 5)
     stream = np.concatenate([*this.stream(0, num)])
     assert np.array_equal(np.sort(stream), np.arange(num))
     firsts, counts = chunks.of(stream)
@@ -322,6 +322,12 @@ def test_plan__of_a_billion_samples_is_located_without_walking(monkeypatch: pyte
 def test_order__bad_value_is_named(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         dataclasses.replace(Order(8), **change)  # type: ignore[arg-type]
+
+
+def test_rank_batch__is_an_equal_share() -> None:
+    assert [Order(12).rank_batch(ranks) for ranks in (1, 3, 12)] == [12, 4, 1]
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 12, expected a multiple of the 24 processes"):
+        Order(12).rank_batch(24)
 
 
 def test_steps_per_epoch__dataset_smaller_than_a_batch() -> None:

@@ -60,7 +60,8 @@ def test_figures__are_those_of_the_batches(tmp_path: Path) -> None:
         assert quality.most_of_a_slide == max(count.max() for count in counts)
         assert quality.cap_kept == (None if cap is None else quality.most_of_a_slide <= cap)
         assert quality.samples_without_slide == pytest.approx(np.mean([(batch == 0).sum() for batch in batches]))
-        share = np.mean([np.mean(dataset.cohorts_of(plan.ids(step)) == 0) for step in steps])
+        is_a = np.array(dataset.columns(["cohort"])["cohort"].to_pylist()) == "a"
+        share = np.mean([np.mean(is_a[plan.ids(step)]) for step in steps])
         assert list(quality.cohorts["a"]) == pytest.approx([share, 0.5 if weights else 79 / 150])
 
 
@@ -110,6 +111,10 @@ def test_quality__needs_slides_and_an_epoch(tmp_path: Path, sorted_slides: Datas
     dataset = Dataset.open(write_index(tmp_path / "d", [("a", None, 30)]))
     with pytest.raises(DatasetError, match="the slide of no sample that is drawn is known"):
         measure_quality(dataset, make_plan(dataset, Order(10)))
+    signed = Dataset("https://me:secret@lab.org/d?key=secret", dataset.manifest)
+    signed.index_path = dataset.index_path
+    with pytest.raises(DatasetError, match=r"^https://lab\.org/d: the slide of no sample"):
+        measure_quality(signed, make_plan(dataset, Order(10)))
     with pytest.raises(ConfigError, match="--epoch is -1, expected 0 or more"):
         measure_quality(sorted_slides, make_plan(sorted_slides, Order(10)), -1)
 
