@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,13 +31,46 @@ def inspect(
         bool, typer.Option("--verify", help="Read everything again and compare it with sizes, counts and digests.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
+    crops: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw the crops of N samples into --out, as a training run has them."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Picture that --crops draws.")] = None,
+    renderer: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu, device or pil, of --crops; several, or all, below each other.", show_default="a run's"),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of the run whose crops --crops draws.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the samples and crops of --crops.", show_default="train.seed")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For --crops, such as crops.stain=0.5.")
+    ] = None,
 ) -> None:
     """Show what a dataset holds: shards, cohorts, slides, labels, image sizes and formats.
 
-    With --verify, list each damage with its shard and key, and fail if there is any.
+    With --verify, list each damage with its shard and key, and fail if there is any. With --crops, draw a few samples
+    and their crops instead.
 
     [dim]dinowds inspect datasets/patches --verify[/dim]
+    [dim]dinowds inspect datasets/patches --crops 8 --out crops.png crops.quarter_turns=true[/dim]
     """
+    of_crops = {
+        "--out": out,
+        "--renderer": renderer or None,
+        "--config": config,
+        "--seed": seed,
+        "--overwrite": overwrite or None,
+        "KEY=VALUE": overrides or None,
+    }
+    _check_options(crops, out, verify, as_json, of_crops)
+    if crops is not None and out is not None:
+        from .inspect_crops import write_sheet
+
+        write_sheet(dataset, crops, out, renderer or [], config, overrides or [], seed, overwrite)
+        return
     from dinowds.data.summary import summarize
     from dinowds.data.verify import verify_dataset
     from dinowds.errors import DatasetError
@@ -68,6 +102,20 @@ def inspect(
         where = first.shard if first.key is None else f"{first.shard}, key {first.key}"
         advice = "make the dataset again, or copy it again"
         raise DatasetError(f"{title}: damage found: {len(damages)}, first in {where}: {first.problem}; {advice}")
+
+
+def _check_options(
+    crops: int | None, out: Path | None, verify: bool, as_json: bool, of_crops: Mapping[str, object]
+) -> None:
+    from dinowds.errors import ConfigError
+
+    if crops is None:
+        if alone := [name for name, value in of_crops.items() if value is not None]:
+            raise ConfigError(f"{alone[0]}: goes with --crops N, the samples whose crops are drawn")
+    elif out is None:
+        raise ConfigError("--crops needs --out FILE.png, the picture that it draws")
+    elif verify or as_json:
+        raise ConfigError(f"--crops draws a picture: expected no {'--verify' if verify else '--json'} with it")
 
 
 def print_summary(summary: Summary, title: str) -> None:

@@ -98,19 +98,72 @@ class OptimConfig:
 
 
 @dataclass
+class GlobalCropsConfig:
+    count: int = 2
+    """Global views of each image: the ones that the teacher sees."""
+    size: int = 224
+    """Side of a view, px."""
+    scale: list[float] = field(default_factory=lambda: [0.4, 1.0])
+    """Share of the image's area that a view shows: least, most."""
+    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Width ÷ height of the box that is cut out: least, most."""
+    blur: list[float] = field(default_factory=lambda: [1.0, 0.1])
+    """Probability of a Gaussian blur of each view in turn; the last one holds for the views after it."""
+    solarize: list[float] = field(default_factory=lambda: [0.0, 0.2])
+    """Probability of inverting the bright values of each view in turn; the last one holds for the views after it."""
+
+
+@dataclass
+class LocalCropsConfig:
+    count: int = 8
+    """Local views of each image: the student alone sees them."""
+    size: int = 96
+    """Side of a view, px."""
+    scale: list[float] = field(default_factory=lambda: [0.05, 0.4])
+    """Share of the image's area that a view shows: least, most."""
+    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Width ÷ height of the box that is cut out: least, most."""
+    blur: list[float] = field(default_factory=lambda: [0.5])
+    """As of the global views."""
+    solarize: list[float] = field(default_factory=lambda: [0.0])
+    """As of the global views."""
+    inside_global: bool = False
+    """Cut each local view inside the box of a global one: view i in that of global view i modulo their number."""
+
+
+@dataclass
 class CropsConfig:
-    global_crops_size: int = 224
-    """Side of the 2 global views, px."""
-    global_crops_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])
-    """Share of the image's area that a global view shows: least, most."""
-    local_crops_number: int = 8
-    """Local views of each image."""
-    local_crops_size: int = 96
-    """Side of a local view, px."""
-    local_crops_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])
-    """Share of the image's area that a local view shows: least, most."""
-    renderer: str = "cpu"
-    """cpu (fused) or pil (the slow reference)."""
+    renderer: str = "auto"
+    """auto (device on a GPU, else cpu), cpu (compiled, in the loader processes), device (on the GPU, a batch at once;
+    loader processes only decode) or pil (the slow reference)."""
+    global_: GlobalCropsConfig = field(default_factory=GlobalCropsConfig)
+    local: LocalCropsConfig = field(default_factory=LocalCropsConfig)
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip: float = 0.0
+    """Probability of a top-bottom flip; 0.5 for images without an up and down, such as tissue."""
+    quarter_turns: bool = False
+    """Turn each view by 0, 90, 180 or 270 degrees, all equally likely."""
+    stain: float = 0.0
+    """Probability of jitter of the stains haematoxylin, eosin and DAB (HED), before that of colours."""
+    stain_strength: float = 0.05
+    """Factor of each stain is uniform in 1 ± this, its shift in ± this (units of optical density); 0.2 is strong."""
+    jitter: float = 0.8
+    """Probability of colour jitter: brightness, contrast, saturation and hue in random order."""
+    brightness: float = 0.4
+    """Brightness factor is uniform in 1 ± this."""
+    contrast: float = 0.4
+    """Contrast factor is uniform in 1 ± this."""
+    saturation: float = 0.2
+    """Saturation factor is uniform in 1 ± this."""
+    hue: float = 0.1
+    """Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5."""
+    grey: float = 0.2
+    """Probability of taking all colour out."""
+    blur_radius: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    """Standard deviation of a blur, px of the view: least, most."""
+    solarize_threshold: int = 128
+    """Values from this one on are inverted where a view is solarized, 0 to 256."""
 
 
 @dataclass
@@ -186,6 +239,14 @@ FREE_TO_CHANGE = frozenset(
 _FREE_FORM = frozenset({"data.weights"})  # whose keys are names of the user's own
 
 
+def _with_crops_key(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """With a key of the section `crops` named otherwise: Python has no field called 'global'."""
+    crops = content.get("crops")
+    if not isinstance(crops, dict) or old not in crops:
+        return content
+    return {**content, "crops": {new if key == old else key: value for key, value in crops.items()}}
+
+
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}} → {'a.b': 1}."""
     flat: dict[str, Any] = {}
@@ -207,7 +268,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Patc
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.structured(PatchConfig)
-    known = flatten(cast(dict[str, Any], OmegaConf.to_container(merged)))
+    known = flatten(to_dict(PatchConfig()))
     for source, content in [(str(path), _read_yaml(path))] if path else []:
         merged = _merge(merged, known, content, source)
     for override in overrides:
@@ -233,15 +294,15 @@ def default_config_path(name: str) -> Path:
 
 
 def to_dict(config: PatchConfig) -> dict[str, Any]:
-    """Plain nested dict."""
-    return dataclasses.asdict(config)
+    """Plain nested dict, with the names of the keys in YAML."""
+    return _with_crops_key(dataclasses.asdict(config), "global_", "global")
 
 
 def to_yaml(config: PatchConfig) -> str:
     """Resolved configuration, every key."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
 def differences(saved: dict[str, Any], config: PatchConfig) -> list[str]:
@@ -288,7 +349,6 @@ def check_config(config: PatchConfig) -> None:
         "data.read_ahead": data.read_ahead,
         "data.cache_gib": data.cache_gib,
         "speed.num_workers": 0 if speed.num_workers is None else speed.num_workers,
-        **{f"data.weights.{name}": weight for name, weight in data.weights.items()},
     }
     choices = {
         "student.arch": (student.arch, ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")),
@@ -308,10 +368,9 @@ def check_config(config: PatchConfig) -> None:
         ("teacher.warmup_teacher_temp", teacher.warmup_teacher_temp, teacher.warmup_teacher_temp > 0, "above 0"),
         ("optim.warmup_epochs", optim.warmup_epochs, optim.warmup_epochs < optim.epochs, "less than optim.epochs"),
     ]
-    for key in ("global_crops_size", "local_crops_size"):
-        value = getattr(config.crops, key)
+    for name, side in (("global", config.crops.global_.size), ("local", config.crops.local.size)):
         expected = f"a multiple of student.patch_size, {student.patch_size}"
-        rules.append((f"crops.{key}", value, value >= 1 and value % student.patch_size == 0, expected))
+        rules.append((f"crops.{name}.size", side, side >= 1 and side % student.patch_size == 0, expected))
     for key, value, holds, expected in rules:
         if not holds:
             shown = f"{value:g}" if isinstance(value, float) else value
@@ -324,9 +383,7 @@ def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any
 
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected sections such as 'train:' and 'optim:', found {type(content).__name__}")
-    sections = {key.partition(".")[0] for key in known}
-    # A section of a file whose keys are all commented out is empty, not null.
-    content = {key: {} if value is None and key in sections else value for key, value in content.items()}
+    content = _with_empty_sections(content, known)
     for key in flatten(content):
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")
@@ -334,10 +391,20 @@ def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any
     try:
         for key in nulls:
             OmegaConf.update(merged, key, {}, merge=False)
-        return OmegaConf.merge(merged, OmegaConf.create(content))
+        return OmegaConf.merge(merged, OmegaConf.create(_with_crops_key(content, "global", "global_")))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or ""
+        key = (getattr(error, "full_key", None) or "").replace("crops.global_", "crops.global")
         raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
+
+
+def _with_empty_sections(content: dict[str, Any], known: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A section of a file whose keys are all commented out is empty, not null."""
+    filled = dict(content)
+    for key, value in content.items():
+        place = f"{prefix}{key}."
+        if any(name.startswith(place) for name in known) and (value is None or isinstance(value, dict)):
+            filled[key] = _with_empty_sections(value or {}, known, place)
+    return filled
 
 
 def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
@@ -359,7 +426,19 @@ def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any]
     return content, nulls
 
 
+_EARLIER_NAMES = {
+    "crops.global_crops_size": "crops.global.size",
+    "crops.global_crops_scale": "crops.global.scale",
+    "crops.local_crops_number": "crops.local.count",
+    "crops.local_crops_size": "crops.local.size",
+    "crops.local_crops_scale": "crops.local.scale",
+}
+"""Of DINO's own options and earlier systems."""
+
+
 def _suggestion(key: str, known: dict[str, Any]) -> str:
+    if key in _EARLIER_NAMES:
+        return f"; here it is {_EARLIER_NAMES[key]!r}"
     if sections := [name for name in known if name.startswith(key + ".")]:
         return f", which is a section: set one of its keys, such as {sections[0]}"
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]

@@ -49,7 +49,7 @@ def make_dataset(folder: Path, num_patches: int = 90, max_count: int = 25) -> Pa
 
 TINY_RUN = (
     "student.arch=vit_tiny", "student.depth=2", "student.patch_size=8", "student.out_dim=128",
-    "crops.global_crops_size=24", "crops.local_crops_size=16", "crops.local_crops_number=2",
+    "crops.global.size=24", "crops.local.size=16", "crops.local.count=2",
     "train.batch_size=12", "train.save_every_steps=4", "train.log_every=1", "train.save_every=100",
     "optim.epochs=3", "optim.warmup_epochs=1", "optim.max_steps=20", "speed.num_workers=0", "speed.precision=fp32",
     "data.chunk_size=4", "data.window_chunks=3", "data.partitions=4",

@@ -50,7 +50,12 @@ def test_defaults__are_the_reference_s() -> None:
         "optim.warmup_epochs": 3, "optim.clip_grad": 3.0, "optim.freeze_last_layer_epochs": 1,
         "optim.lr_scheduler.name": "cosine", "optim.lr_scheduler.min_lr": 1e-6,
         "optim.lr_scheduler.weight_decay": 0.04, "optim.lr_scheduler.weight_decay_end": 0.4,
-        "crops.global_crops_scale": [0.4, 1.0], "crops.local_crops_number": 8, "crops.local_crops_scale": [0.05, 0.4],
+        "crops.global.count": 2, "crops.global.size": 224, "crops.global.scale": [0.4, 1.0],
+        "crops.global.blur": [1.0, 0.1], "crops.global.solarize": [0.0, 0.2], "crops.local.count": 8,
+        "crops.local.size": 96, "crops.local.scale": [0.05, 0.4], "crops.local.blur": [0.5],
+        "crops.local.solarize": [0.0], "crops.flip": 0.5, "crops.jitter": 0.8, "crops.brightness": 0.4,
+        "crops.contrast": 0.4, "crops.saturation": 0.2, "crops.hue": 0.1, "crops.grey": 0.2,
+        "crops.blur_radius": [0.1, 2.0], "crops.solarize_threshold": 128,
     }  # fmt: skip
     assert {key: flat[key] for key in reference} == reference
 
@@ -58,16 +63,47 @@ def test_defaults__are_the_reference_s() -> None:
 def test_load_config__file_then_overrides(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("optim: {lr: 0.1, epochs: 7}\n")
     config = load_config(
-        tmp_path / "mine.yaml", ["optim.lr=2e-3", "crops.global_crops_scale=[0.3, 0.9]", "student.depth=null"]
+        tmp_path / "mine.yaml", ["optim.lr=2e-3", "crops.global.scale=[0.3, 0.9]", "student.depth=null"]
     )
     assert (config.optim.lr, config.optim.epochs, config.optim.clip_grad) == (0.002, 7, 3.0)
-    assert config.crops.global_crops_scale == [0.3, 0.9]
+    assert config.crops.global_.scale == [0.3, 0.9]
 
 
 def test_to_yaml__loads_back(tmp_path: Path) -> None:
-    config = load_config(None, ["optim.lr=1e-5", "student.depth=3"])
+    config = load_config(None, ["optim.lr=1e-5", "student.depth=3", "crops.global.size=48", "crops.local.count=0"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config
+    content = yaml.safe_load(to_yaml(config))
+    assert content == to_dict(config)
+    assert (content["crops"]["global"]["size"], content["crops"]["local"]["count"]) == (48, 0)
+    assert list(content["crops"]) == list(yaml.safe_load(default_config_path("patch").read_text())["crops"])
+
+
+def test_crops__of_a_file_and_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("crops:\n  global: {count: 4, blur: [1.0, 0.5, 0.1]}\n  local:\n    inside_global: true\n")
+    crops = load_config(file, ["crops.global.count=3", "crops={local: {size: 32}, quarter_turns: true}"]).crops
+    assert (crops.global_.count, crops.global_.size, crops.global_.blur) == (3, 224, [1.0, 0.5, 0.1])
+    assert (crops.local.inside_global, crops.local.size, crops.quarter_turns) == (True, 32, True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [
+        ("global_crops_size", "global.size"),
+        ("global_crops_scale", "global.scale"),
+        ("local_crops_number", "local.count"),
+        ("local_crops_size", "local.size"),
+        ("local_crops_scale", "local.scale"),
+    ],
+)
+def test_crops__earlier_name_is_told_the_new_one(tmp_path: Path, earlier: str, now: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key 'crops\.{earlier}'; here it is 'crops\.{now}'$"):
+        load_config(None, [f"crops.{earlier}=8"])
+    (tmp_path / "old.yaml").write_text(f"crops: {{{earlier}: 8}}")
+    with pytest.raises(ConfigError, match=rf"here it is 'crops\.{now}'$"):
+        load_config(tmp_path / "old.yaml")
+    assert f"crops.{now}" in flatten(to_dict(PatchConfig()))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +126,15 @@ def test_to_yaml__loads_back(tmp_path: Path) -> None:
         ("data.chunk_size=0", "data.chunk_size is 0, expected at least 1"),
         ("optim.lr=${nothing}", "Interpolation"),
         ("optim.warmup_epochs=50", "optim.warmup_epochs is 50, expected less than optim.epochs"),
-        ("crops.local_crops_size=100", "crops.local_crops_size is 100, expected a multiple of student.patch_size, 16"),
+        ("crops.local.size=100", "crops.local.size is 100, expected a multiple of student.patch_size, 16"),
+        ("crops.global.size=0", "crops.global.size is 0, expected a multiple of student.patch_size, 16"),
+        ("crops.global.size=big", "crops.global.size: Value 'big'"),
+        ("crops.local.inside_global=3.5", "crops.local.inside_global: Value '3.5'"),
+        ("crops.global.scale=0.4", "crops.global.scale: "),
+        ("crops.global=3", "'crops.global', which is a section: set one of its keys, such as crops.global.count"),
+        ("crops.global_.size=3", "unknown key 'crops.global_.size'; did you mean 'crops.global.size'?"),
+        ("crops.flips=1", "unknown key 'crops.flips'; did you mean 'crops.flip'?"),
+        ("data.weights.global_a=much", "data.weights.global_a: "),
         ("teacher.teacher_temp=0", "teacher.teacher_temp is 0, expected above 0"),
         ("data.weights=3", "data.weights: expected COHORT: WEIGHT pairs, such as"),
         ("data.weights=alpha", "data.weights: expected COHORT: WEIGHT pairs, such as"),
@@ -98,9 +142,6 @@ def test_to_yaml__loads_back(tmp_path: Path) -> None:
         ("data.weights.tcga.v2=1", "found {'tcga': {'v2': 1}}"),
         ("data.weights={a: [1]}", "found {'a': [1]}"),
         ("data.weights.a=null", "data.weights.a"),
-        ("data.weights.a=-1", "data.weights.a is -1, expected 0 or more"),
-        ("data.weights.a=.nan", "data.weights.a is nan, expected a finite number"),
-        ("data.weights.a=.inf", "data.weights.a is inf, expected a finite number"),
         ("data.cache_gib=-1", "data.cache_gib is -1, expected 0 or more"),
         ("data.cache_gib=.nan", "data.cache_gib is nan, expected a finite number"),
         ("data.cache_gib=.inf", "data.cache_gib is inf, expected a finite number"),
@@ -136,8 +177,11 @@ def test_load_config__bad_file_is_named(tmp_path: Path, text: str, message: str)
 
 
 def test_load_config__empty_section(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("optim:\n  # lr: 0.1\ntrain: {seed: 3}\n")
-    assert load_config(tmp_path / "mine.yaml").train.seed == 3
+    text = "optim:\n  # lr: 0.1\ntrain: {seed: 3}\ncrops:\n  global:\n    # size: 32\n  local: {size: 32}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    config = load_config(tmp_path / "mine.yaml")
+    assert (config.train.seed, config.crops.local.size) == (3, 32)
+    assert (config.optim, config.crops.global_) == (PatchConfig().optim, PatchConfig().crops.global_)
 
 
 def test_differences__batch_norm_ties_the_parts_of_a_batch() -> None:
@@ -171,8 +215,9 @@ def test_every_field__has_a_string_that_explains_it() -> None:
             for statement, following in itertools.pairwise(node.body):
                 if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
                     documented.add((node.name, ast.unparse(statement.target)))
-    sections = [getattr(PatchConfig(), field.name) for field in dataclasses.fields(PatchConfig)]
-    for section in [*sections, PatchConfig().optim.lr_scheduler]:
+    config = PatchConfig()
+    sections = [getattr(config, field.name) for field in dataclasses.fields(PatchConfig)]
+    for section in [*sections, config.optim.lr_scheduler, config.crops.global_, config.crops.local]:
         for field in dataclasses.fields(section):
             if not dataclasses.is_dataclass(getattr(section, field.name)):
                 assert (type(section).__name__, field.name) in documented
@@ -190,6 +235,19 @@ def test_weights__of_any_cohort_in_files_and_overrides(tmp_path: Path) -> None:
         load_config(None, ["data.weights.a=much"])
     with pytest.raises(ConfigError, match=r"did you mean 'data.weights'"):
         load_config(None, ["data.wieghts.a=1"])
+
+
+def test_weights__of_a_cohort_called_global(tmp_path: Path) -> None:
+    """Which is also the name of a section that Python cannot spell."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("data:\n  weights: {global: 2, global_: 1, crops: 3}\ncrops:\n  global: {size: 32}\n")
+    config = load_config(file, ["data.weights.local=5"])
+    assert config.data.weights == {"global": 2.0, "global_": 1.0, "crops": 3.0, "local": 5.0}
+    assert config.crops.global_.size == 32
+    assert to_dict(config)["data"]["weights"] == config.data.weights
+    file.write_text(to_yaml(config))
+    assert load_config(file) == config
+    assert differences(to_dict(config), load_config(file, ["data.weights.global=9"]))[0].startswith("data.weights: ")
 
 
 @pytest.mark.parametrize(

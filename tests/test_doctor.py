@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dinowds.doctor import Finding, _output, _shared_memory, examine, judge_pair, worst
+from dinowds.doctor import Finding, _crops, _output, _shared_memory, examine, judge_pair, worst
 from tests.support import run_dinowds
 
 
@@ -15,7 +15,16 @@ def test_examine__this_machine_can_run_the_tests(tmp_path: Path) -> None:
     findings = {finding.name: finding for finding in examine(tmp_path)}
     assert findings["torch + torchvision"].status == "ok"
     assert findings["write access"].status == "ok"
-    assert {"dinowds", "torch", "devices", "precision", "cores", "shared memory", "free disk"} <= findings.keys()
+    assert {
+        "dinowds",
+        "torch",
+        "devices",
+        "precision",
+        "crops",
+        "cores",
+        "shared memory",
+        "free disk",
+    } <= findings.keys()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,6 +50,14 @@ def test_output__missing_folder_is_a_problem(tmp_path: Path) -> None:
     (finding,) = _output(tmp_path / "none")
     assert finding.status == "problem"
     assert "No such file" in finding.found
+
+
+def test_crops__names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _crops() == Finding("crops", "ok", "compiled")
+    monkeypatch.setattr("dinowds.crops.cpu.missing", lambda: "it is not built: run `pip install -e .`")
+    finding = _crops()
+    assert (finding.status, finding.found) == ("problem", "it is not built")
+    assert finding.advice == "run `pip install -e .`"
 
 
 def test_worst() -> None:

@@ -13,6 +13,7 @@ user's for as long as he keeps it. If he keeps so many that no place is left, ba
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import uuid
@@ -120,13 +121,21 @@ class Packer:
         self._end = 0
 
     def add(self, array: Bytes) -> None:
-        """Append a copy of `array`."""
+        """Append a copy of `array`; if it is the last `peek`, it is there already."""
         (room,) = self.rooms([array.shape])
-        room[...] = array
+        if room.ctypes.data != array.ctypes.data:
+            room[...] = array
+
+    def peek(self, shape: Shape) -> Bytes:
+        """The memory that the next array will have if it is of this shape, to make it there."""
+        size = math.prod(shape)
+        if self._end + size > len(self._memory):
+            self._grow(self._end + size, len(self._shapes) + 1)
+        return self._memory[self._end : self._end + size].reshape(shape)
 
     def rooms(self, shapes: Sequence[Shape]) -> list[Bytes]:
         """Append arrays that the caller fills before the next ones are appended."""
-        sizes = [int(np.prod(shape)) for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         if self._end + sum(sizes) > len(self._memory):
             self._grow(self._end + sum(sizes), len(self._shapes) + len(shapes))
         rooms = []

@@ -9,6 +9,7 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_COMMON = frozenset({0xC0, 0xC1, 0xC2})
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -18,6 +19,8 @@ class JpegFrame(NamedTuple):
     width: int
     height: int
     components: int
+    is_common: bool
+    """Of blocks of cosine transforms of 8-bit values, Huffman-coded: baseline, extended or progressive."""
 
 
 def jpeg_segments(payload: bytes) -> Iterator[tuple[int, int, int]]:
@@ -58,7 +61,8 @@ def jpeg_frame(payload: bytes) -> JpegFrame | None:
                     payload[start + 3] << 8 | payload[start + 4],
                     payload[start + 5] << 8 | payload[start + 6],
                 )
-                return JpegFrame(width, height, payload[start + 7])
+                is_common = marker in _COMMON and payload[start + 2] == 8
+                return JpegFrame(width, height, payload[start + 7], is_common)
     except (IndexError, ValueError):
         pass
     return None

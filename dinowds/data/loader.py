@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
+from operator import index
 from types import FrameType
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 import webdataset as wds
@@ -28,6 +28,7 @@ from dinowds.data.source import READ_AHEAD, BadSample, Decode, PlanSource, RawSa
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import ConfigError, DatasetError, DinowdsError
 from dinowds.processes import end_with_parent, shielded_from_signals
+from dinowds.remote.urls import shown
 from dinowds.world import World
 
 StartMethod = Literal["forkserver", "spawn", "fork"]
@@ -140,12 +141,15 @@ class Loader:
             cache: where chunks of remote shards are kept, and how many.
 
         Raises:
-            ConfigError: an order that cannot work for this dataset and world.
+            ConfigError: an order that cannot work for this dataset and world, or a number that cannot be.
         """
+        self._world, self._epochs = world or World(), epochs
+        _check_at_least(0, epochs=epochs or 0, num_workers=num_workers, read_ahead=read_ahead)
+        _check_at_least(1, prefetch_factor=prefetch_factor)
+        order.rank_batch(self._world.size)  # before what takes long
         self.dataset, self.plan = dataset, make_plan(dataset, order)
         self.step = 0
         """The next global batch, counted over all epochs."""
-        self._world, self._epochs = world or World(), epochs
         self._decode, self._read_ahead = decode, read_ahead
         self._verify_digests, self._cache = verify_digests, cache
         self._options: dict[str, Any] = {
@@ -187,14 +191,25 @@ class Loader:
         """Go on from `state`, on any world and with any number of processes.
 
         Raises:
-            ConfigError: it is of another dataset, subset or order.
+            ConfigError: it is no loader's state, or of another dataset, subset or order.
         """
-        if state["dataset"] != self.dataset.fingerprint:
-            raise ConfigError(f"{self.dataset.url}: the loader's state is of another dataset or subset")
+        try:
+            fingerprint, order = state["dataset"], dict(state["order"])
+            step = index(state["epoch"]) * self.steps_per_epoch + index(state["step"])
+        except (LookupError, TypeError, ValueError):
+            raise ConfigError("this is no loader's state; expected what Loader.state_dict() gave") from None
+        if fingerprint != self.dataset.fingerprint:
+            raise ConfigError(f"{shown(self.dataset.url)}: the loader's state is of another dataset or subset")
         for name, value in asdict(self.plan.order).items():
-            if state["order"].get(name) != value:
-                raise ConfigError(f"the loader's state has {name} {state['order'].get(name)}, this loader {value}")
-        self.step = state["epoch"] * self.steps_per_epoch + state["step"]
+            if order.get(name) != value:
+                raise ConfigError(f"the loader's state has {name} {order.get(name)}, this loader {value}")
+        self.step = step
+
+
+def _check_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}, expected at least {least}")
 
 
 def load(
@@ -273,7 +288,6 @@ def _init_worker(_worker: int) -> None:
     # DataLoader ends a worker that does not answer with SIGTERM. A batch system's SIGTERM must not end it at once.
     signal.signal(signal.SIGTERM, _end_soon)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 

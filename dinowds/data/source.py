@@ -7,14 +7,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dinowds.data.dataset import Dataset, Sample
 from dinowds.data.decode import decode_image
-from dinowds.data.order.exposure import cohort_shares
 from dinowds.data.order.plan import Plan
 from dinowds.data.order.pool import open_samples
 from dinowds.data.store.cache import CacheOptions
@@ -30,6 +29,7 @@ READ_AHEAD = 2
 _PLANNED_STEPS = 8  # planned at once: numpy's calls cost more than the few numbers of one batch
 _MAX_SUBSTITUTES = 100
 
+T = TypeVar("T")
 RawSample = dict[str, Any]
 """webdataset's sample dict (`__key__`, `__url__`, payload under its extension, `cls`), and of ours: `__sample__` (id
 that the plan drew), `__id__` (of what is here: another one where that was replaced), `__step__` (counted over all
@@ -66,9 +66,7 @@ def check_cache(dataset: Dataset, plan: Plan, num_hosts: int, max_bytes: int) ->
     manifest = dataset.manifest
     if not any(is_remote(dataset.shard_url(shard)) for shard in range(len(manifest.shards))):
         return
-    shares = [share for share in cohort_shares(manifest.cohorts, plan.order.weights).values() if share > 0]
-    samples = open_samples(plan, shares if plan.order.weights else [1.0], num_hosts)
-    needed = samples * manifest.num_bytes / manifest.num_samples
+    needed = open_samples(plan, num_hosts) * manifest.num_bytes / manifest.num_samples
     if needed > max_bytes:
         where = "this host" if num_hosts == 1 else f"each of {num_hosts} hosts"
         raise ConfigError(
@@ -106,20 +104,13 @@ class PlanSource(IterableDataset[RawSample]):
             ConfigError: the world's ranks cannot share a batch equally.
         """
         super().__init__()
-        if plan.order.batch_size % world.size:
-            raise ConfigError(
-                f"train.batch_size is {plan.order.batch_size}, expected a multiple of the {world.size} processes"
-            )
+        self.rank_batch = plan.order.rank_batch(world.size)
+        """Samples of a global batch that belong to this rank."""
         self.dataset, self.plan, self.world = dataset, plan, world
         self.start_step, self.end_step = start_step, end_step
         self.store: Store = open_store(dataset, verify_digests, cache or CacheOptions())
         self._runs = Runs(dataset, plan)
         self._read_ahead = read_ahead
-
-    @property
-    def rank_batch(self) -> int:
-        """Samples of a global batch that belong to this rank."""
-        return self.plan.order.batch_size // self.world.size
 
     def __iter__(self) -> Iterator[RawSample]:
         worker = get_worker_info()
@@ -183,6 +174,18 @@ class PlanSource(IterableDataset[RawSample]):
         report = BadSample(epoch, raw["__key__"], raw["__url__"], reason, row.key)
         return self._fill({**place, "__bad__": [*bad, report]}, row, run_of(row))
 
+    def first_good(self, raw: RawSample, read: Callable[[bytes], T]) -> tuple[RawSample, T]:
+        """`raw`, or the first of its substitutes whose payload `read` takes without SampleError, and what it gives.
+
+        Raises:
+            DatasetError: one substitute after another is bad too.
+        """
+        while True:
+            try:
+                return raw, read(raw[raw["__ext__"]])
+            except SampleError as error:
+                raw = self.replace(raw, str(error))
+
     def _fill(self, place: RawSample, row: Sample, run: Run) -> RawSample:
         url = self.dataset.manifest.shards[row.shard].url
         raw = {"__key__": row.key, "__id__": row.id, "__url__": url, "__ext__": row.ext, **place}
@@ -203,25 +206,17 @@ class Decode:
 
     def __call__(self, stream: Iterable[RawSample]) -> Iterator[RawSample]:
         for raw in stream:
-            yield self._decoded(raw)
-
-    def _decoded(self, raw: RawSample) -> RawSample:
-        while True:
-            try:
-                image = decode_image(raw[raw["__ext__"]])
-            except SampleError as error:
-                raw = self._source.replace(raw, str(error))
-            else:
-                del raw[raw["__ext__"]]
-                return {**raw, "image": image}
+            good, image = self._source.first_good(raw, decode_image)
+            del good[good["__ext__"]]
+            yield {**good, "image": image}
 
 
 def stream(source: PlanSource, *stages: Callable[[Iterable[Any]], Iterator[Any]]) -> wds.DataPipeline:
-    """The pipeline of decoded samples, followed by any webdataset stages.
+    """The pipeline of encoded samples, followed by any webdataset stages, such as `Decode`.
 
     A stage that forms batches must form them of `source.rank_batch` samples: then one item is one step of this rank.
     """
-    return wds.DataPipeline(source, Decode(source), *stages)
+    return wds.DataPipeline(source, *stages)
 
 
 def describe(bad: BadSample) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 
-from dinowds.data.decode import MAX_PIXELS
+from dinowds.data.decode import MAX_PIXELS, VALUE_MODES
 from dinowds.data.jpeg import JPEG_END, JPEG_START, jpeg_frame, jpeg_segments
 
 IMAGE_EXTENSIONS = frozenset(
@@ -23,6 +23,7 @@ NOT_AN_IMAGE = "not an image of a supported format"
 CUT_SHORT = "image is cut short"
 DAMAGED = "image is damaged"
 TOO_LARGE = "image is too large"
+OTHER_VALUES = "image of 32-bit, float or signed values"
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _RARER = {"TIFF": "tif", "WEBP": "webp", "BMP": "bmp", "DIB": "bmp", "GIF": "gif", "JPEG2000": "jp2"}
@@ -35,7 +36,7 @@ class NotTaken(Exception):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """`ext` by content, without a dot; sizes in pixels as stored (before any EXIF turn)."""
+    """`ext` by content, without a dot; sizes in pixels as decoded: an EXIF turn is not applied, that of a TIFF is."""
 
     ext: str
     width: int
@@ -51,7 +52,7 @@ def describe_image(payload: bytes) -> ImageInfo:
     """Format and size of a whole image.
 
     Raises:
-        NotTaken: with `NOT_AN_IMAGE`, `CUT_SHORT`, `DAMAGED` or `TOO_LARGE`.
+        NotTaken: with `NOT_AN_IMAGE`, `CUT_SHORT`, `DAMAGED`, `TOO_LARGE` or `OTHER_VALUES`.
     """
     if payload.startswith(JPEG_START):
         info = ImageInfo("jpg", *_jpeg_size(payload))
@@ -114,7 +115,11 @@ def _describe_with_pillow(payload: bytes) -> ImageInfo:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(payload), formats=list(_RARER)) as image:
                 name, (width, height) = str(image.format), image.size
+                if image.mode in VALUE_MODES:
+                    raise NotTaken(OTHER_VALUES)
                 image.load()
+    except NotTaken:
+        raise
     except UnidentifiedImageError:
         raise NotTaken(NOT_AN_IMAGE) from None
     except (Image.DecompressionBombError, MemoryError):

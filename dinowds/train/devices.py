@@ -33,6 +33,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if computes_bf16(device) else "fp32"
 
 
+def resolve_renderer(renderer: str, device: torch.device) -> str:
+    """`cpu`, `device` or `pil`; `auto` leaves the crops to a GPU where there is one."""
+    if renderer != "auto":
+        return renderer
+    return "device" if device.type == "cuda" else "cpu"
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there: Ampere and later, or a CPU with AMX."""
     if device.type == "cuda":

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dinowds.config import PatchConfig, to_dict
 from dinowds.crops.batches import Batch, Crop
+from dinowds.crops.device import DeviceRenderer
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
@@ -34,7 +36,13 @@ from dinowds.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dinowds.train.devices import choose_device, choose_num_workers, micro_batch_size, resolve_precision
+from dinowds.train.devices import (
+    choose_device,
+    choose_num_workers,
+    micro_batch_size,
+    resolve_precision,
+    resolve_renderer,
+)
 from dinowds.train.folder import CHECKPOINTS_NAME, own_folder
 from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
 from dinowds.train.optim import build_optimizer
@@ -105,6 +113,7 @@ def resolve(config: PatchConfig, order: Order, device: torch.device) -> PatchCon
     """Put the values that are chosen here in the place of null and auto, so that `config.yaml` says what was done."""
     return replace(
         config,
+        crops=replace(config.crops, renderer=resolve_renderer(config.crops.renderer, device)),
         data=replace(config.data, partitions=order.partitions, window_chunks=order.window_chunks),
         speed=replace(config.speed, precision=resolve_precision(config.speed.precision, device)),
     )
@@ -126,10 +135,11 @@ class _Run:
         self.num_steps = config.optim.epochs * self.steps_per_epoch
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
         self.settings = _step_settings(config, world, device)
+        self.render = DeviceRenderer(self.recipe, device) if config.crops.renderer == "device" else None
 
     def start(self) -> None:
         """Build the models and load the newest checkpoint, if there is one. Rank 0 chooses it for all ranks."""
-        self.learner = _build_learner(self.config, self.device)
+        self.learner = build_learner(self.config, self.device)
         path = dist.on_rank_0(lambda: find_latest(self.out / CHECKPOINTS_NAME, self.observer.message))
         if path is None:
             return
@@ -197,7 +207,7 @@ class _Run:
                 raise TrainingError(f"the loader gave step {batch.step}, expected {self.step}: please report this")
             values = values_at(self.config, self.steps_per_epoch, self.step)
             metrics = train_step(
-                self.learner, self.settings, batch.views, self.step, values, len(batch.bad), stop.name is not None
+                self.learner, self.settings, self._views(batch), self.step, values, len(batch.bad), bool(stop.name)
             )
             self.step += 1
             recorder.record(self.step, metrics, values, batch, waited)
@@ -207,6 +217,9 @@ class _Run:
                 recorder.flush()
                 self.num_bad = recorder.num_bad
                 dist.on_rank_0(self._save)
+
+    def _views(self, batch: Batch) -> dict[str, Tensor]:
+        return self.render(*batch.images) if self.render and batch.images else batch.views
 
     def _batches(self) -> Generator[Batch, None, None]:
         speed, data = self.config.speed, self.config.data
@@ -222,7 +235,7 @@ class _Run:
         )
         num_workers = choose_num_workers(speed.num_workers, self.world, self.device)
         blocks = Blocks(num_workers, speed.prefetch_factor)
-        crop = Crop(self.recipe, self.config.crops.renderer, self.config.train.seed, source.rank_batch, blocks)
+        crop = Crop(source, self.recipe, self.config.crops.renderer, self.config.train.seed, blocks)
         return load(stream(source, crop), num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
 
     def _due(self) -> bool:
@@ -273,10 +286,11 @@ def _step_settings(config: PatchConfig, world: World, device: torch.device) -> S
 def initial_models(config: PatchConfig) -> tuple[DinoModel, DinoModel]:
     """Student and teacher as a run with this configuration begins: their weights come from `train.seed`."""
     torch.manual_seed(int(np.random.SeedSequence(config.train.seed).generate_state(1)[0]))
-    return build_pair(config.student, config.crops.global_crops_size)
+    return build_pair(config.student, config.crops.global_.size)
 
 
-def _build_learner(config: PatchConfig, device: torch.device) -> Learner:
+def build_learner(config: PatchConfig, device: torch.device) -> Learner:
+    """What a run with this configuration begins with, on `device`."""
     student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config))
     return Learner(
         student=student,

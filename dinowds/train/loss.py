@@ -41,5 +41,5 @@ def mean_entropy(targets: Tensor) -> Tensor:
 
 
 def next_centre(centre: Tensor, batch_mean: Tensor) -> Tensor:
-    """c ← 0.9 c + 0.1 · mean of T over the global batch and both views; [K]."""
+    """c ← 0.9 c + 0.1 · mean of T over the global batch and the global views; [K]."""
     return torch.lerp(batch_mean, centre, CENTRE_MOMENTUM)

@@ -19,7 +19,7 @@ from dinowds.train.optim import clip_per_tensor, set_rates, update_teacher
 from dinowds.train.schedule import StepValues
 
 Views = Mapping[str, Tensor]
-"""Output name → views, uint8 [V, B, S, S, 3]; the global ones come first."""
+"""Output name → views, uint8 [V, B, 3, S, S]; the global ones come first."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,10 +55,10 @@ class StepSettings:
     rank: int
 
 
-def normalise(views: Tensor) -> Tensor:
-    """uint8 [V, B, S, S, 3] → float32 [V · B, 3, S, S] (channels last in memory), ImageNet's mean 0 and deviation 1."""
+def normalise(views: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [V, B, 3, S, S] → `dtype` [V · B, 3, S, S], with ImageNet's mean at 0 and its deviation 1."""
     mean, std = _mean_and_std(views.device)
-    return views.flatten(0, 1).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+    return views.flatten(0, 1).float().sub_(mean).div_(std).to(dtype)
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
         num_teacher_views, size = part[0].shape[:2]
         with _synchronised(learner.replicated, last=start == starts[-1]):
             with _autocast(settings):
-                groups = [normalise(group) for group in part]
+                groups = [normalise(group, settings.autocast_dtype or torch.float32) for group in part]
                 with torch.no_grad():
                     teacher_logits = learner.teacher(groups[:1]).float().unflatten(0, (num_teacher_views, size))
                 student_logits = learner.replicated(groups).unflatten(0, (-1, size))

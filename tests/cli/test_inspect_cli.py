@@ -9,10 +9,17 @@ import subprocess
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from dinowds.cli import inspect_crops
+from PIL import Image
 
+from dinowds.config import CropsConfig, LocalCropsConfig
+from dinowds.crops.recipe import patch_recipe, sample_batch
+from dinowds.data.dataset import Dataset
 from tests.cli.conftest import Call
 from tests.servers import http_server
 from tests.support import dinowds_command
@@ -145,3 +152,189 @@ def test_inspect__url_with_secrets(call: Call, dataset_path: Path) -> None:
             _, out, err = call(*arguments)
             assert "SECRET" not in out + err
             assert server.url in (out + err).replace("\n", "")
+
+
+SMALL = ("crops.global.size=64", "crops.local.size=32", "crops.local.count=3")
+"""Overrides that make small sheets."""
+
+
+def damage(folder: Path, keys: list[str] | None = None) -> None:
+    """Change a byte of the payload of the samples with these keys, or of all."""
+    for row in pq.read_table(folder / "samples.parquet").to_pylist():
+        if keys is None or row["key"] in keys:
+            path = sorted((folder / "shards").iterdir())[row["shard"]]
+            content = bytearray(path.read_bytes())
+            content[row["offset"] + 20] ^= 1
+            path.write_bytes(content)
+
+
+def drawn_keys(location: object, count: int, seed: int) -> list[str]:
+    dataset = Dataset.open(str(location))
+    return [sample.key for sample, *_ in inspect_crops._good_samples(dataset, count, seed, verify=True)]
+
+
+def test_crops__draws_a_picture(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "crops.png"
+    code, said, err = call(dataset_path, "--crops", 3, "--out", out, "--renderer", "pil", *SMALL)
+    assert (code, err) == (0, "")
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert said == f"{out}: 3 samples, {picture.width} x {picture.height} px\n"
+        first = np.asarray(picture.convert("RGB"))
+    assert np.ptp(first) == 255
+    assert sorted(tmp_path.iterdir()) == [out]
+    code, said, err = call(dataset_path, "--crops", 3, "--out", out, "--renderer", "pil", *SMALL)
+    assert (code, said, err.count("\n")) == (1, "", 1)
+    assert "exists; give another --out, or --overwrite to replace it" in err
+    pictures = []
+    for options in ([], ["--seed", 0], ["--seed", 1], ["train.seed=1"], ["crops.flip=1"]):
+        assert (
+            call(dataset_path, "--crops", 3, "--out", out, "--renderer", "pil", "--overwrite", *SMALL, *options)[0] == 0
+        )
+        pictures.append(out.read_bytes())
+    assert np.array_equal(np.asarray(Image.open(out).convert("RGB")), first) == (pictures[4] == pictures[0])
+    assert pictures[0] == pictures[1]
+    assert pictures[2] == pictures[3]
+    assert len({*pictures}) == 3
+
+
+def test_crops__row_for_each_renderer(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    heights: list[int] = []
+    for options in (["--renderer", "pil"], ["--renderer", "cpu", "--renderer", "pil"], ["--renderer", "all"]):
+        out = tmp_path / f"{len(heights)}.png"
+        assert call(dataset_path, "--crops", 1, "--out", out, *options, *SMALL)[0] == 0
+        with Image.open(out) as picture:
+            heights.append(picture.height)
+    assert heights[0] < heights[1] < heights[2]
+    assert heights[2] - heights[1] > 192
+
+
+def test_crops__of_a_configuration_file(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("crops: {renderer: pil, global: {size: 64, count: 1}, local: {size: 32, count: 3}}")
+    code, _, err = call(dataset_path, "--crops", 1, "--out", tmp_path / "crops.png", "--config", config)
+    assert (code, err) == (0, "")
+    with Image.open(tmp_path / "crops.png") as one:
+        options = ("--renderer", "pil", *SMALL, "crops.global.count=1")
+        assert call(dataset_path, "--crops", 1, "--out", tmp_path / "other.png", *options)[0] == 0
+        with Image.open(tmp_path / "other.png") as other:
+            assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_crops__are_those_of_a_training_run(dataset_path: Path) -> None:
+    recipe = patch_recipe(CropsConfig(local=LocalCropsConfig(count=2)))
+    dataset = Dataset.open(dataset_path)
+    for sheet_sample in inspect_crops._samples(dataset, 4, ["pil"], recipe, 5, True):
+        [sample] = [sample for sample in dataset if sample.key == sheet_sample.name]
+        height, width = sheet_sample.image.shape[:2]
+        expected = sample_batch(5, [0], [sample.id], recipe, [height], [width])[0]
+        assert np.array_equal(sheet_sample.records, expected)
+        assert [view.shape for view in sheet_sample.renderings[0].views] == 2 * [(3, 224, 224)] + 2 * [(3, 96, 96)]
+
+
+def test_crops__samples_are_spread_and_of_the_subset(call_dinowds: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    assert call_dinowds("subset", folder, "--name", "beta", "--where", "cohort == 'beta'")[0] == 0
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    ids = {row["key"]: place for place, row in enumerate(rows)}
+    places = [ids[key] for key in drawn_keys(folder, 9, seed=3)]
+    assert [place // 10 for place in places] == list(range(9))  # one of each tenth of the ninety
+    assert drawn_keys(folder, 9, seed=3) != drawn_keys(folder, 9, seed=4)
+    chosen = drawn_keys(f"{folder}:beta", 12, seed=3)
+    assert len(set(chosen)) == 12
+    assert {rows[ids[key]]["cohort"] for key in chosen} == {"beta"}
+    assert len(set(drawn_keys(f"{folder}:beta", 64, seed=0))) == 30  # all that there are
+    with http_server(tmp_path) as server:
+        assert drawn_keys(f"{server.url}/copy:beta", 12, seed=3) == chosen
+        out = tmp_path / "crops.png"
+        url = server.url.replace("//", "//user:SECRET@")
+        options = ("--crops", 2, "--out", out, "--renderer", "pil", *SMALL)
+        assert call_dinowds("inspect", f"{url}/copy:beta", *options)[0] == 0
+        with_secret = out.read_bytes()
+        assert call_dinowds("inspect", f"{server.url}/copy:beta", *options, "--overwrite")[0] == 0
+        assert out.read_bytes() == with_secret
+
+
+def test_crops__bad_sample_is_replaced_by_the_next(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    before = drawn_keys(folder, 3, seed=0)
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    keys = [row["key"] for row in rows]
+    place = keys.index(before[1])
+    damage(folder, keys[place : place + 2])
+    code, _, err = call(folder, "--crops", 3, "--out", tmp_path / "crops.png", "--renderer", "pil", *SMALL)
+    assert code == 0
+    assert err.count("\n") == 2
+    for key, line in zip(keys[place : place + 2], err.splitlines(), strict=True):
+        assert key in line
+        assert ".tar: " in line
+        assert "the bytes do not match the digest in the index; the next sample is drawn" in line
+        assert line.count(".tar") == 1
+    assert drawn_keys(folder, 3, seed=0) == [before[0], keys[place + 2], before[2]]
+    assert len(set(drawn_keys(folder, 80, seed=0))) == 80  # none twice
+
+
+def test_crops__undecodable_sample_is_named(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    [key] = drawn_keys(folder, 1, seed=0)
+    damage(folder, [key])
+    options = ("--renderer", "pil", *SMALL, "data.verify_digests=false")
+    code, _, err = call(folder, "--crops", 1, "--out", tmp_path / "crops.png", *options)
+    assert (code, err.count("\n"), err.count(".tar")) == (0, 1, 1)
+    assert f".tar: {key}.jpg: " in err
+
+
+def test_crops__without_any_good_sample_is_one_error(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    damage(folder)
+    code, said, err = call(folder, "--crops", 2, "--out", tmp_path / "crops.png", "--renderer", "pil", *SMALL)
+    assert (code, said) == (1, "")
+    assert "error: " in err.splitlines()[-1]
+    assert "no sample can be drawn" in err.splitlines()[-1]
+    assert not (tmp_path / "crops.png").exists()
+
+
+def test_crops__of_regions_is_one_line(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    content = json.loads((folder / "manifest.json").read_text())
+    content["dinowds"]["kind"] = "region"
+    (folder / "manifest.json").write_text(json.dumps(content))
+    code, said, err = call(folder, "--crops", 2, "--out", tmp_path / "crops.png")
+    assert (code, said, err.count("\n")) == (1, "", 1)
+    assert "holds region samples, a contact sheet shows the crops of images" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--crops", 2], "--crops needs --out FILE.png"),
+        (["--out", "crops.png"], "--out: goes with --crops N"),
+        (["--overwrite"], "--overwrite: goes with --crops N"),
+        (["--seed", 0], "--seed: goes with --crops N"),
+        (["--renderer", "cpu"], "--renderer: goes with --crops N"),
+        (["--config", "x.yaml"], "--config: goes with --crops N"),
+        (["crops.flip=1"], "KEY=VALUE: goes with --crops N"),
+        (["--crops", 2, "--out", "crops.png", "--verify"], "expected no --verify with it"),
+        (["--crops", 2, "--out", "crops.png", "--json"], "expected no --json with it"),
+        (["--crops", 0, "--out", "crops.png"], "--crops is 0, expected 1 to 64 samples"),
+        (["--crops", 65, "--out", "crops.png"], "--crops is 65, expected 1 to 64 samples"),
+        (["--crops", 2, "--out", "crops.jpg"], "--out crops.jpg: expected a name that ends in .png"),
+        (["--crops", 2, "--out", "nowhere/crops.png"], "nowhere/crops.png: there is no folder nowhere"),
+        (["--crops", 2, "--out", "crops.png", "--renderer", "gpu"], "found 'gpu', expected one of cpu, device, pil"),
+        (
+            ["--crops", 2, "--out", "crops.png", "--renderer", "all", "--renderer", "gpu"],
+            "found 'gpu', expected one of",
+        ),
+        (["--crops", 2, "--out", "crops.png", "crops.flip=2"], "crops.flip: found 2.0, expected a probability"),
+        (["--crops", 2, "--out", "crops.png", "crops.flop=2"], "unknown key 'crops.flop'"),
+        (["--crops", 2, "--out", "crops.png", "--config", "x.yaml"], "x.yaml: no such configuration file"),
+    ],
+)
+def test_crops__wrong_usage_is_one_line(
+    call: Call, dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[Any], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said, err = call(dataset_path, *options)
+    assert (code, said, err.count("\n")) == (1, "", 1)
+    assert words in err
+    assert list(tmp_path.iterdir()) == []

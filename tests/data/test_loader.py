@@ -17,15 +17,16 @@ import pytest
 import torch
 import webdataset as wds
 
-from dinowds.config import CropsConfig
+from dinowds.config import CropsConfig, GlobalCropsConfig, LocalCropsConfig
 from dinowds.crops.batches import Batch, Crop
+from dinowds.crops.device import DeviceRenderer
 from dinowds.crops.recipe import patch_recipe
 from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import Loader, StartMethod, load
 from dinowds.data.order.make import make_plan
 from dinowds.data.order.plan import Order
-from dinowds.data.source import PlanSource, stream
+from dinowds.data.source import Decode, PlanSource, stream
 from dinowds.errors import ConfigError, DatasetError
 from dinowds.world import World
 
@@ -33,7 +34,7 @@ ORDER = Order(batch_size=12, seed=3, chunk_size=4, window_chunks=3, partitions=4
 CAPPED = dataclasses.replace(ORDER, max_per_slide=2)
 WEIGHTED = dataclasses.replace(ORDER, weights={"alpha": 1.0, "beta": 3.0})
 STEPS = 7  # of an epoch of 90 samples
-RECIPE = patch_recipe(CropsConfig(global_crops_size=24, local_crops_size=16, local_crops_number=2))
+RECIPE = patch_recipe(CropsConfig(global_=GlobalCropsConfig(size=24), local=LocalCropsConfig(size=16, count=2)))
 
 
 def batches(
@@ -44,9 +45,10 @@ def batches(
     workers: int = 0,
     order: Order = ORDER,
     start_method: StartMethod = "forkserver",
+    renderer: str = "cpu",
 ) -> Iterator[Batch]:
     source = PlanSource(dataset, make_plan(dataset, order), world or World(), start, end)
-    pipeline = stream(source, Crop(RECIPE, "cpu", order.seed, source.rank_batch, Blocks(workers)))
+    pipeline = stream(source, Crop(source, RECIPE, renderer, order.seed, Blocks(workers)))
     return load(pipeline, workers, start_method=start_method)
 
 
@@ -77,8 +79,8 @@ def test_stream__follows_the_plan(dataset: Dataset, reference: list[dict[str, An
     for batch in reference:
         assert batch["samples"] == plan.ids(batch["step"]).tolist()
         assert batch["keys"] == [dataset[sample].key for sample in batch["samples"]]
-        assert batch["global"].shape == (2, 12, 24, 24, 3)
-        assert batch["local"].shape == (2, 12, 16, 16, 3)
+        assert batch["global"].shape == (2, 12, 3, 24, 24)
+        assert batch["local"].shape == (2, 12, 3, 16, 16)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
@@ -114,6 +116,34 @@ def test_stream__resumes_twice_in_a_row_on_other_worlds(dataset: Dataset, order:
             found += [joined(list(parts)) for parts in zip(*streams, strict=True)]
         for one, other in zip(found, expected, strict=True):
             assert_equal(one, other)
+
+
+def crops_of_each(parts: Iterable[Batch], steps: int = STEPS) -> dict[tuple[int, int], bytes]:
+    """(epoch, sample) → all its views; an epoch has `steps` batches."""
+    found = {}
+    for batch in parts:
+        render = DeviceRenderer(RECIPE, torch.device("cpu"))
+        views = render(*batch.images) if batch.images else batch.views
+        for place, sample in enumerate(batch.samples.tolist()):
+            content = b"".join(group[:, place].contiguous().numpy().tobytes() for group in views.values())
+            found[batch.step // steps, sample] = content
+    return found
+
+
+@pytest.mark.parametrize("renderer", ["cpu", "device", "pil"])
+def test_stream__crops_depend_on_seed_epoch_and_sample_alone(dataset: Dataset, renderer: str) -> None:
+    expected = crops_of_each(batches(dataset, renderer=renderer))
+    assert len(set(expected.values())) == len(expected) == 2 * 84
+    resumed = crops_of_each(batches(dataset, start=9, workers=2, renderer=renderer))
+    assert len(resumed) == 5 * 12
+    assert resumed.items() <= expected.items()
+    order = dataclasses.replace(ORDER, batch_size=28, chunk_size=9, partitions=1)  # other batches in another order
+    others = crops_of_each(batches(dataset, World(1, 2), end=6, order=order, renderer=renderer), steps=3)
+    same = others.keys() & expected.keys()
+    assert len(same) > 60
+    assert all(others[key] == expected[key] for key in same)
+    other_seed = crops_of_each(batches(dataset, order=dataclasses.replace(ORDER, seed=4), renderer=renderer))
+    assert all(other_seed[key] != expected[key] for key in other_seed.keys() & expected.keys())
 
 
 def test_stream__capped_and_weighted(dataset: Dataset) -> None:
@@ -235,7 +265,7 @@ def test_undecodable_sample__is_replaced_where_digests_are_off(damaged: tuple[Da
         shard.seek(row.offset)
         shard.write(bytes(row.size))
     source = PlanSource(dataset, make_plan(dataset, ORDER), World(), 0, STEPS, verify_digests=False)
-    bad = [report for raw in stream(source) for report in raw["__bad__"]]
+    bad = [report for raw in stream(source, Decode(source)) for report in raw["__bad__"]]
     assert [report.key for report in bad] == [row.key]
 
 

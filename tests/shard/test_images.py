@@ -18,6 +18,7 @@ from dinowds.shard.images import (
     CUT_SHORT,
     DAMAGED,
     NOT_AN_IMAGE,
+    OTHER_VALUES,
     TOO_LARGE,
     NotTaken,
     describe_image,
@@ -117,6 +118,14 @@ def test_describe__images_without_a_size_are_damaged(make_image: MakeImage) -> N
             describe_image(payload)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_describe__values_that_training_does_not_read(kind: type) -> None:
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), kind)).save(content, "TIFF")
+    with pytest.raises(NotTaken, match=OTHER_VALUES):
+        describe_image(content.getvalue())
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_describe__more_pixels_than_can_be_decoded_are_too_large(make_image: MakeImage, kind: str) -> None:
     payload = bytearray(make_image(0, kind=kind))
@@ -144,7 +153,7 @@ def test_describe__huge_claims_of_rarer_formats_are_refused_without_a_warning() 
 @pytest.mark.parametrize("save_as", ["baseline", "progressive", "exif", "restarts"])
 def test_jpeg_frame__equals_pillow_and_is_none_where_it_is_cut_off(save_as: str, mode: str, components: int) -> None:
     payload = save(mode, 300, 7, save_as)
-    assert jpeg_frame(payload) == (300, 7, components)
+    assert jpeg_frame(payload) == (300, 7, components, True)
     scan = payload.index(b"\xff\xda")
     frame = max(payload.rfind(b"\xff\xc0", 0, scan), payload.rfind(b"\xff\xc2", 0, scan))
     for length in range(frame + 9):

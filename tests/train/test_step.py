@@ -39,8 +39,8 @@ def settings(micro_batch: int = BATCH) -> StepSettings:
 def make_views(seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        "global": torch.randint(0, 256, (2, BATCH, 16, 16, 3), dtype=torch.uint8, generator=generator),
-        "local": torch.randint(0, 256, (3, BATCH, 8, 8, 3), dtype=torch.uint8, generator=generator),
+        "global": torch.randint(0, 256, (2, BATCH, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        "local": torch.randint(0, 256, (3, BATCH, 3, 8, 8), dtype=torch.uint8, generator=generator),
     }
 
 
@@ -56,8 +56,8 @@ def plain_step(learner: Learner, views: dict[str, Tensor]) -> float:
         foreach=False,
         eps=EPS,
     )
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    crops = [((view.float() / 255 - mean) / std).permute(0, 3, 1, 2) for group in views.values() for view in group]
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    crops = [(view.float() / 255 - mean) / std for group in views.values() for view in group]
     with torch.no_grad():
         teacher_out = [teacher.head(teacher.backbone(crop)) for crop in crops[:2]]
     student_out = [student.head(student.backbone(crop)) for crop in crops]
@@ -147,11 +147,11 @@ def test_normalise__views_are_flattened_view_by_view() -> None:
     views = make_views()["local"]
     pixels = normalise(views)
     assert pixels.shape == (3 * BATCH, 3, 8, 8)
-    assert pixels.is_contiguous(memory_format=torch.channels_last)
-    expected = (views[2, 1, 4, 5].float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+    expected = (views[2, 1, :, 4, 5].float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
         [0.229, 0.224, 0.225]
     )
     torch.testing.assert_close(pixels[2 * BATCH + 1, :, 4, 5], expected)
+    assert torch.equal(normalise(views, torch.bfloat16), pixels.bfloat16())
 
 
 def test_model__concatenates_groups_in_order() -> None:
