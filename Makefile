@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALLED := pyproject.toml setup.py $(wildcard dinowds/crops/*.c)
 
 .PHONY: demo test lint types layers format clean
 
@@ -35,10 +36,10 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV) \
 		|| { rm -rf $(VENV); echo "no venv module: on Debian or Ubuntu, apt install python3-venv"; exit 1; }
 
-$(VENV)/.demo: pyproject.toml setup.py | $(BIN)/pip
+$(VENV)/.demo: $(INSTALLED) | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml setup.py | $(BIN)/pip
+$(VENV)/.dev: $(INSTALLED) | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@

@@ -106,18 +106,19 @@ def end_to_end(dataset: Dataset, batch_size: int, workers: int, steps: int, devi
     """Images/s that `workers` loader processes sustain, decoded, copied and rendered."""
     render = DeviceRenderer(RECIPE, device)
     stream_of = batches(dataset, batch_size, workers, device)
+    first, count = 2 * workers + 2, -(-steps // workers) * workers  # processes deliver in rounds: whole ones count
     began = 0.0
-    for step, batch in zip(range(2 * workers + 4 + steps), stream_of, strict=False):
-        if step == 2 * workers + 4:  # what was ready when counting starts does not matter any more
+    for step, batch in enumerate(stream_of):
+        if step in (first, first + count):
             wait_for(device)
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.perf_counter() - began
+        if step == first + count:
+            break
         assert batch.images is not None
         render(*batch.images)
         del batch
-    wait_for(device)
-    spent = time.perf_counter() - began
     stream_of.close()
-    return steps * batch_size / spent
+    return count * batch_size / spent
 
 
 def measure(folder: Path, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def _check_options(count: int, out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--crops is {count}, expected 1 to {_MAX_SAMPLES} samples")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out}: expected a name that ends in .png")
+    if out.is_dir():
+        raise OutputError(f"{out}: is a folder; give another --out")
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; give another --out, or --overwrite to replace it")
     if not out.parent.is_dir():
@@ -77,14 +79,15 @@ def _check_options(count: int, out: Path, overwrite: bool) -> None:
 def _renderers(names: Sequence[str], crops: CropsConfig) -> list[str]:
     """Those that are asked for, the reference first; without any, the one that a run on this machine would take."""
     from dinowds.crops.recipe import RENDERERS
-    from dinowds.crops.render import get_renderer
+    from dinowds.errors import ConfigError
     from dinowds.train.devices import choose_device, resolve_renderer
     from dinowds.world import World
 
     known = ["pil", *(name for name in RENDERERS if name not in ("auto", "pil"))]
-    asked = set(names) or {resolve_renderer(crops.renderer, choose_device(World()))}
-    for name in asked - {"all"}:
-        get_renderer(name)  # raises for an unknown one
+    for name in names:
+        if name not in (*known, "all"):
+            raise ConfigError(f"--renderer is {name!r}, expected {', '.join(known)} or all")
+    asked = names or [resolve_renderer(crops.renderer, choose_device(World()))]
     return [name for name in known if name in asked or "all" in asked]
 
 

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from functools import cache
+from itertools import count, takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,8 +50,8 @@ def render(image: Pixels, views: Views, outs: Sequence[Pixels], reduction: int =
     _check(image, views, outs)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction}, expected one of {', '.join(map(str, REDUCTIONS))}")
-    library = _library()
-    if library is None:
+    render_views = _fastest()
+    if render_views is None:
         _render_by_pillow(image, views, outs, reduction)
         return
     if image.strides[1:] != (3, 1):
@@ -59,7 +60,7 @@ def render(image: Pixels, views: Views, outs: Sequence[Pixels], reduction: int =
     addresses = (ctypes.c_void_p * len(outs))(*[out.ctypes.data for out in outs])
     while True:
         scratch = _memory.scratch
-        result = library(
+        result = render_views(
             image.ctypes.data, *image.shape[:2], image.strides[0], reduction, views.ctypes.data, len(views), addresses,
             _density_address(), scratch.ctypes.data, scratch.size,
         )  # fmt: skip
@@ -105,19 +106,19 @@ _memory = _Memory()
 
 
 @cache
-def _load() -> tuple[Any, str | None]:
-    """The C library, or None and why."""
+def _load() -> tuple[list[Any], str | None]:
+    """The C library's functions that this processor can run, the fastest first; or none, and why."""
     spec = importlib.util.find_spec("dinowds.crops._kernels")
     if spec is None or spec.origin is None:
-        return None, f"the C library of dinowds.crops is not built: install a C compiler (gcc), then run `{INSTALL}`"
+        return [], f"the C library of dinowds.crops is not built: install a C compiler (gcc), then run `{INSTALL}`"
     try:
         library = ctypes.CDLL(spec.origin)
         version = library.dinowds_version()
         layout = list((ctypes.c_int32 * len(LAYOUT)).in_dll(library, "dinowds_layout"))
     except (OSError, AttributeError, ValueError) as error:
-        return None, f"the C library of dinowds.crops cannot be loaded ({error}): run `{INSTALL}` again"
+        return [], f"the C library of dinowds.crops cannot be loaded ({error}): run `{INSTALL}` again"
     if (version, layout) != (VERSION, LAYOUT):
-        return None, (
+        return [], (
             f"the C library of dinowds.crops is of another version ({version}, records {layout[-1]} bytes; "
             f"expected {VERSION}, {VIEW.itemsize} bytes): run `{INSTALL}` again"
         )
@@ -126,15 +127,17 @@ def _load() -> tuple[Any, str | None]:
         long, pointer, long, long, long, ctypes.c_int32, pointer, long, pointer, pointer, pointer, long
     )
     library.dinowds_renderer.restype = pointer
-    return render(library.dinowds_renderer()), None
+    addresses = takewhile(bool, map(library.dinowds_renderer, count()))
+    return [render(address) for address in addresses], None
 
 
 @cache
-def _library() -> Any:
-    library, reason = _load()
+def _fastest() -> Any:
+    renderers, reason = _load()
     if reason:
         logging.getLogger(__name__).warning("%s; until then crops are made by Pillow, at a tenth of the speed", reason)
-    return library
+        return None
+    return renderers[0]
 
 
 @cache

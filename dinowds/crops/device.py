@@ -243,8 +243,9 @@ def render(image: NDArray[np.uint8], views: Views, outs: Sequence[NDArray[np.uin
 
 def _can_compile(device: torch.device) -> bool:
     """Whether torch.compile works: on a GPU it needs Triton, a C compiler and Python's headers. Warns if not."""
+    numbers = torch.zeros(2, device=device)
     try:
-        torch.compile(torch.neg)(torch.zeros(2, device=device))
+        torch.compile(torch.neg)(numbers)
     except Exception as error:  # what the compiler raises is of many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         _log.warning("torch.compile does not work here (%s); crops are rendered without it, which takes longer", reason)

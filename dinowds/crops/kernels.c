@@ -13,10 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* This file is compiled up to three times: alone, for any processor, and included by kernels_v3.c and kernels_v4.c. */
-#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12
-#define X86_GENERATIONS
-#endif
+/* This file is compiled three times: alone, for any processor, and with GCC on x86-64 as part of kernels_v3.c and
+   kernels_v4.c too, for processors with AVX2 and with AVX-512. */
 #if GENERATION == 4
 #define RENDER dinowds_render_v4
 #elif GENERATION == 3
@@ -84,16 +82,16 @@ static size_t rounded_up(size_t value, size_t to) { return (value + to - 1) / to
 
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#ifdef __clang__
+#define SHUFFLED __builtin_shufflevector
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (Bytes16){__VA_ARGS__})
 #endif
-#endif
+#define LOW(a, b) SHUFFLED(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) SHUFFLED(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 
 /* 16 × 16 bytes: interleaving rows i and i + 8 four times turns rows into columns. */
 INLINE void transpose_block(uint8_t *to, ptrdiff_t to_step, const uint8_t *from, ptrdiff_t from_step) {
-#ifdef LOW
     Bytes16 rows[16], next[16];
     for (int i = 0; i < 16; i++) memcpy(&rows[i], from + i * from_step, 16);
     for (int round = 0; round < 4; round++) {
@@ -104,10 +102,6 @@ INLINE void transpose_block(uint8_t *to, ptrdiff_t to_step, const uint8_t *from,
         memcpy(rows, next, sizeof rows);
     }
     for (int i = 0; i < 16; i++) memcpy(to + i * to_step, &rows[i], 16);
-#else
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[j * to_step + i] = from[i * from_step + j];
-#endif
 }
 
 /* to[x][y] = from[y][x]; steps are bytes from row to row. The last blocks overlap those before them. */
@@ -640,9 +634,10 @@ static int is_valid(const View *view) {
     if (!is_within(view->blur, 32.0f) || view->blur < 0.0f) return 0; /* MAX_BLUR of recipe.py */
     if (view->stain && !are_finite(view->stain_map[0], 12)) return 0;
     if (!view->jitter) return 1;
+    int seen = 0;
     for (int i = 0; i < 4; i++)
-        if (view->order[i] < BRIGHTNESS || view->order[i] > HUE) return 0;
-    return are_finite(view->factor, 3) && is_within(view->hue, 0.5f);
+        if (view->order[i] >= BRIGHTNESS && view->order[i] <= HUE) seen |= 1 << view->order[i];
+    return seen == 15 && are_finite(view->factor, 3) && is_within(view->hue, 0.5f);
 }
 
 /*
@@ -710,17 +705,18 @@ const int32_t dinowds_layout[] = {
 typedef int64_t Render(const uint8_t *, int64_t, int64_t, int64_t, int32_t, const View *, int64_t, uint8_t *const *,
                        const float *, uint8_t *, int64_t);
 
-#ifdef X86_GENERATIONS
-Render dinowds_render_v3, dinowds_render_v4;
+/* The renderers that this processor can run, the fastest first; NULL behind the last. All make the same bytes. */
+Render *dinowds_renderer(int32_t place) {
+    Render *renderers[3] = {0};
+    int n = 0;
+#if defined(__x86_64__) && !defined(__clang__)
+    Render dinowds_render_v3, dinowds_render_v4;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        renderers[n++] = dinowds_render_v4;
+    if (__builtin_cpu_supports("avx2")) renderers[n++] = dinowds_render_v3;
 #endif
-
-/* The one that makes the most of this processor. */
-Render *dinowds_renderer(void) {
-#ifdef X86_GENERATIONS
-    if (__builtin_cpu_supports("x86-64-v4")) return dinowds_render_v4;
-    if (__builtin_cpu_supports("x86-64-v3")) return dinowds_render_v3;
-#endif
-    return render_anywhere;
+    renderers[n++] = render_anywhere;
+    return place >= 0 && place < n ? renderers[place] : NULL;
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* kernels.c once more, for processors with AVX2. */
 #define GENERATION 3
-#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12
-#pragma GCC target("arch=x86-64-v3")
+#if defined(__x86_64__) && !defined(__clang__)
+#pragma GCC target("avx2")
 #include "kernels.c"
 #else
 typedef int no_declaration_is_no_file;

@@ -138,7 +138,7 @@ def _decode_with_pillow(payload: bytes) -> NDArray[np.uint8]:
     with _opened(payload) as image:
         width, height = image.size
         pixels = _grey16_to_rgb(image) if image.mode.startswith("I;16") else np.array(image.convert("RGB"))
-    if pixels.shape != (height, width, 3):  # Pillow 10 tells the size of a turned TIFF as it was before the turn
+    if pixels.shape != (height, width, 3):  # what `image_size` told must hold
         raise _other_size(pixels, width, height)
     return pixels
 

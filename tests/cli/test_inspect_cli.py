@@ -198,6 +198,17 @@ def test_crops__draws_a_picture(call: Call, dataset_path: Path, tmp_path: Path) 
     assert len({*pictures}) == 3
 
 
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_crops__folder_at_the_place_of_the_picture(
+    call: Call, dataset_path: Path, tmp_path: Path, options: list[str]
+) -> None:
+    (tmp_path / "crops.png").mkdir()
+    code, said, err = call(dataset_path, "--crops", 1, "--out", tmp_path / "crops.png", "--renderer", "pil", *options)
+    assert (code, said, err.count("\n")) == (1, "", 1)
+    assert "crops.png: is a folder; give another --out" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["crops.png"]
+
+
 def test_crops__row_for_each_renderer(call: Call, dataset_path: Path, tmp_path: Path) -> None:
     heights: list[int] = []
     for options in (["--renderer", "pil"], ["--renderer", "cpu", "--renderer", "pil"], ["--renderer", "all"]):
@@ -320,10 +331,17 @@ def test_crops__of_regions_is_one_line(call: Call, dataset_path: Path, tmp_path:
         (["--crops", 65, "--out", "crops.png"], "--crops is 65, expected 1 to 64 samples"),
         (["--crops", 2, "--out", "crops.jpg"], "--out crops.jpg: expected a name that ends in .png"),
         (["--crops", 2, "--out", "nowhere/crops.png"], "nowhere/crops.png: there is no folder nowhere"),
-        (["--crops", 2, "--out", "crops.png", "--renderer", "gpu"], "found 'gpu', expected one of cpu, device, pil"),
         (
-            ["--crops", 2, "--out", "crops.png", "--renderer", "all", "--renderer", "gpu"],
-            "found 'gpu', expected one of",
+            ["--crops", 2, "--out", "crops.png", "--renderer", "gpu"],
+            "--renderer is 'gpu', expected pil, cpu, device or all",
+        ),
+        (
+            ["--crops", 2, "--out", "crops.png", "--renderer", "all", "--renderer", "auto"],
+            "--renderer is 'auto', expected",
+        ),
+        (
+            ["--crops", 2, "--out", "crops.png", "crops.renderer=gpu"],
+            "crops.renderer: found 'gpu', expected one of auto, ",
         ),
         (["--crops", 2, "--out", "crops.png", "crops.flip=2"], "crops.flip: found 2.0, expected a probability"),
         (["--crops", 2, "--out", "crops.png", "crops.flop=2"], "unknown key 'crops.flop'"),

@@ -218,7 +218,7 @@ def test_command__starts_without_torch(dataset_path: Path) -> None:
     script = (
         "import sys; from dinowds.cli.main import run\n"
         "try: run()\n"
-        "finally: print(*(name for name in ('torch', 'webdataset', 'simplejpeg') if name in sys.modules), file=sys.stderr)"
+        "finally: print(*({'torch', 'webdataset', 'simplejpeg'} & set(sys.modules)), file=sys.stderr)"
     )
     for arguments in (["--batches", "0..2"], ["--quality", "--json"], ["--exposure", "--until-step", "5"]):
         command = [sys.executable, "-c", script, "order", str(dataset_path), *SMALL, *arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,16 +21,15 @@ from dinowds.crops.stain import stain_maps
 from tests.crops.conftest import MakeImage, Pixels
 
 RECIPE = patch_recipe(CropsConfig())
-ALL_ON = patch_recipe(
-    CropsConfig(
-        global_=GlobalCropsConfig(blur=[0.5], solarize=[0.3]),
-        local=LocalCropsConfig(solarize=[0.3], inside_global=True),
-        vertical_flip=0.5,
-        quarter_turns=True,
-        stain=0.5,
-        blur_radius=[0.1, 6.0],
-    )
+CROPS_ALL_ON = CropsConfig(
+    global_=GlobalCropsConfig(blur=[0.5], solarize=[0.3]),
+    local=LocalCropsConfig(solarize=[0.3], inside_global=True),
+    vertical_flip=0.5,
+    quarter_turns=True,
+    stain=0.5,
+    blur_radius=[0.1, 6.0],
 )
+ALL_ON = patch_recipe(CROPS_ALL_ON)
 SIZES = ((256, 256), (200, 333), (40, 60), (255, 129), (97, 224))
 KINDS = ("photo", "smooth", "noise")
 SIDE = 61
@@ -286,7 +286,18 @@ def test_render__refuses_other_images(image: Any) -> None:
         {"height": 2**31 - 1, "top": 2},
         {"blur": MAX_BLUR + 1},
         {"blur": float("nan")},
+        {"blur": -float("nan")},
+        {"blur": -1.0},
+        {"blur": -1e30},
         {"order": (0, 1, 2, 4)},
+        {"order": (-1, 0, 1, 2)},
+        {"order": (0, 1, 1, 2)},
+        {"brightness": float("nan")},
+        {"contrast": float("inf")},
+        {"saturation": -float("inf")},
+        {"hue": float("nan")},
+        {"hue": 0.6},
+        {"stain": 1, "stain_map": float("nan")},
     ],
 )
 def test_render__refuses_records_of_another_image(changes: dict[str, Any]) -> None:
@@ -299,14 +310,48 @@ def test_render__refuses_records_of_another_image(changes: dict[str, Any]) -> No
     assert np.all(np.array(outs) == 5)
 
 
+@pytest.mark.parametrize("reduction", [0, -1, 3, 16, 2**32 + 1])
+def test_render__refuses_other_reductions(reduction: int) -> None:
+    with pytest.raises(ValueError, match=f"^reduction is {reduction}, expected one of 1, 2, 4, 8$"):
+        cpu.render(
+            np.zeros((1, 1, 3), np.uint8),
+            np.array([plain_view(0, 0, 1, 1, 1)]),
+            [np.empty((3, 1, 1), np.uint8)],
+            reduction,
+        )
+
+
+def test_render__same_bytes_for_any_processor(make_image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those without vectors, with AVX2 and with AVX-512, as far as this one can run what is made for them."""
+    random = np.random.default_rng(0)
+    sizes = [*SIZES, (1, 1), (3, 500), (300, 5), *random.integers(1, 200, (12, 2)).tolist()]
+    for sample, (height, width) in enumerate(sizes):
+        of_global, of_local = random.integers(1, 240), random.integers(1, 40)
+        recipe = patch_recipe(
+            dataclasses.replace(
+                CROPS_ALL_ON,
+                global_=GlobalCropsConfig(size=int(of_global), scale=[0.01, 1.0], solarize=[0.3]),
+                local=LocalCropsConfig(count=3, size=int(of_local)),
+            )
+        )
+        reduction = (1, 2, 4, 8)[sample % 4]
+        views = sample_views(sample_generator(0, 0, sample), recipe, height, width)
+        image = make_image("photo", -(-height // reduction), -(-width // reduction), sample)
+        found = set()
+        for build in cpu._load()[0]:
+            monkeypatch.setattr(cpu, "_fastest", lambda build=build: build)
+            found.add(b"".join(view.tobytes() for view in rendered(cpu.render, image, views, reduction=reduction)))
+        assert len(found) == 1
+
+
 @pytest.fixture
 def fresh_library() -> Iterator[None]:
     """The library is looked for anew, in the test and after it."""
     cpu._load.cache_clear()
-    cpu._library.cache_clear()
+    cpu._fastest.cache_clear()
     yield
     cpu._load.cache_clear()
-    cpu._library.cache_clear()
+    cpu._fastest.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_library")
@@ -318,7 +363,7 @@ def test_render__without_the_library(
     reduced = sample_views(sample_generator(0, 0, 0), RECIPE, 397, 480)
     expected = [*rendered(pil.render, image, views), *rendered(cpu.render, image, reduced, reduction=4)]
     cpu._load.cache_clear()
-    cpu._library.cache_clear()
+    cpu._fastest.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with caplog.at_level(logging.WARNING):
         found = [*rendered(cpu.render, image, views), *rendered(cpu.render, image, reduced, reduction=4)]

@@ -300,6 +300,19 @@ def test_exact_products__sets_flags_and_puts_them_back() -> None:
             setattr(matmul, name, flag)
 
 
+def test_renderer__multiplies_with_these_flags(make_image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul, product = torch.backends.cuda.matmul, tensors.bmm
+    flags = []
+
+    def recorded(a: Tensor, b: Tensor) -> Tensor:
+        flags.append((matmul.allow_fp16_reduced_precision_reduction, matmul.allow_fp16_accumulation))
+        return product(a, b)
+
+    monkeypatch.setattr(tensors, "bmm", recorded)
+    render_batch(SMALL, [make_image("noise", 48, 48, 0)], views_of(SMALL, [(48, 48)]))
+    assert set(flags) == {(False, False)}
+
+
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what makes the host wait for the device, or shapes depend on what it computes."""
 
@@ -335,7 +348,8 @@ def test_renderer__never_waits_for_the_device(make_image: MakeImage) -> None:
 
 def test_renderer__two_copies_to_the_device_and_none_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors refuse operations between devices, and values that are read back."""
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)  # type: ignore[func-returns-value]
     cuda = torch.device("cuda", 0)
     views = views_of(SMALL, SMALL_SIZES)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -344,6 +358,7 @@ def test_renderer__two_copies_to_the_device_and_none_back(monkeypatch: pytest.Mo
         with NoWaiting() as counted:
             rendered = renderer(pixels, SMALL_SIZES, views, [1] * len(SMALL_SIZES))
         assert counted.copies == 2
+        assert len(pinned) == 1  # what is uploaded beside the pixels
         for output in SMALL.outputs:
             assert rendered[output.name].device == cuda
             assert rendered[output.name].dtype == torch.uint8
@@ -417,6 +432,29 @@ def test_bicubic_taps__exact_and_the_same_whatever_the_padding() -> None:
     assert torch.equal(*dense)
 
 
+@pytest.mark.parametrize("shrink", [0.4, 1.1, 2.1, 4.5, 9, 30])
+def test_bicubic_taps__eleven_bits_of_the_largest(shrink: float) -> None:
+    size, length = 5, 200
+    extent = shrink * size
+    box = torch.tensor([[7.25], [extent], [7], [np.ceil(7.25 + extent)], [0]], dtype=torch.float64)
+    places, weights = tensors.bicubic_taps(box, size, int(4 * max(1, shrink)) + 2, length)
+    found = torch.zeros(size, length, dtype=torch.float64).scatter_(1, places[0], weights[0].double()).numpy()
+    for row, pixel in zip(found, range(size), strict=True):
+        distance = np.abs(np.arange(length) + 0.5 - (7.25 + (pixel + 0.5) * shrink)) / max(1, shrink)
+        near, far = (1.5 * distance - 2.5) * distance**2 + 1, ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+        expected = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+        expected[:7] = expected[int(np.ceil(7.25 + extent)) :] = 0
+        expected /= expected.sum()
+        np.testing.assert_allclose(row, expected, rtol=0, atol=max(expected.max() / 900, 2**-14))
+
+
+def test_steps__factors_are_short() -> None:
+    records = views_of(DEFAULT, [(256, 256)] * 8).reshape(-1)
+    factors = np.concatenate([numbers[1] for name, _, numbers in device._steps(records) if name == "blend"])
+    assert len(np.unique(factors)) > 100
+    assert not np.any(factors.view(np.uint32) & 0xFF)
+
+
 def test_short__products_with_levels_are_exact() -> None:
     factors = np.random.default_rng(0).uniform(0, 2, 1000).astype(np.float32)
     short = device._short(factors)
@@ -463,6 +501,9 @@ def test_renderer__refuses_what_does_not_belong_together() -> None:
     views["top"], views["height"] = 20, 10
     with pytest.raises(ValueError, match="view 0 of image 0 reaches outside of its 24 × 80 px"):
         renderer(pixels[: 3 * 24 * 80], [(24, 80)], views, [1])
-    views["blur"] = 9
+    views["left"][0, 2] = -1
+    with pytest.raises(ValueError, match="view 2 of image 0 reaches outside of its 48 × 40 px"):
+        renderer(pixels, shapes, views, [1])
+    views["blur"], views["left"] = 9, 0
     with pytest.raises(ValueError, match=r"a blur of 9\.0 px is larger"):
         renderer(pixels, shapes, views, [1])

@@ -151,7 +151,9 @@ def test_normalise__views_are_flattened_view_by_view() -> None:
         [0.229, 0.224, 0.225]
     )
     torch.testing.assert_close(pixels[2 * BATCH + 1, :, 4, 5], expected)
-    assert torch.equal(normalise(views, torch.bfloat16), pixels.bfloat16())
+    in_bf16 = normalise(views, torch.bfloat16)
+    assert in_bf16.dtype == torch.bfloat16
+    assert torch.equal(in_bf16, pixels.bfloat16())
 
 
 def test_model__concatenates_groups_in_order() -> None:
