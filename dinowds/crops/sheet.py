@@ -72,8 +72,12 @@ class _Block:
     colour: Colour
 
     @property
+    def heading(self) -> str:
+        return f"{self.output.name}  {self.output.count} x {self.output.size} px"
+
+    @property
     def width(self) -> int:
-        return self.across * (self.cell_width + _GAP) - _GAP
+        return max(self.across * (self.cell_width + _GAP) - _GAP, _width(self.heading, _BODY))
 
     def corner(self, place: int) -> tuple[int, int]:
         """Left and top of a view, from the row's top."""
@@ -103,12 +107,13 @@ def contact_sheet(
     row_height = max(round(output.size * scale) for output in outputs) + _CAPTION_HEIGHT
     blocks = _blocks(outputs, scale, row_height, max(_width(caption, _SMALL) for caption in captions))
     lines = [*details, _legend(captions, scale)]
-    num_rows = sum(len(sample.renderings) for sample in samples)
-    label_height = _LINE_HEIGHT if any(part.label for sample in samples for part in sample.renderings) else 0
+    labels = [rendering.label for sample in samples for rendering in sample.renderings]
+    label_height = _LINE_HEIGHT if any(labels) else 0
     head_height = _MARGIN + _TITLE + (len(lines) + 2) * _LINE_HEIGHT
     text_width = max(_width(title, _TITLE), *(_width(line, _BODY) for line in lines))
-    width = max(blocks[-1].left + blocks[-1].width, _MARGIN + text_width) + _MARGIN
-    height = head_height + num_rows * (row_height + label_height + _GAP) + len(samples) * _SPACE + _GAP
+    label_width = max(_width(label, _BODY) for label in labels)
+    width = max(blocks[-1].left + blocks[-1].width, blocks[0].left + label_width, _MARGIN + text_width) + _MARGIN
+    height = head_height + len(labels) * (row_height + label_height + _GAP) + len(samples) * _SPACE + _GAP
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, title, lines, blocks)
@@ -184,8 +189,7 @@ def _draw_head(draw: ImageDraw.ImageDraw, title: str, lines: Sequence[str], bloc
     top += _LINE_HEIGHT - 10
     draw.text((_MARGIN, top), "original", _TEXT, _font(_BODY))
     for block in blocks:
-        heading = f"{block.output.name}  {block.output.count} x {block.output.size} px"
-        draw.text((block.left, top), heading, block.colour, _font(_BODY))
+        draw.text((block.left, top), block.heading, block.colour, _font(_BODY))
 
 
 def _draw_original(sheet: Image.Image, sample: SheetSample, blocks: Sequence[_Block], top: int, side: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -17,9 +18,13 @@ import pytest
 from dinowds.cli import inspect_crops
 from PIL import Image
 
-from dinowds.config import CropsConfig, LocalCropsConfig
+from dinowds.config import CropsConfig, GlobalCropsConfig, LocalCropsConfig
+from dinowds.crops import cpu
 from dinowds.crops.recipe import patch_recipe, sample_batch
+from dinowds.crops.reduction import best_reduction
+from dinowds.crops.sheet import mean_difference
 from dinowds.data.dataset import Dataset
+from dinowds.data.decode import decode_image, decode_reduced
 from tests.cli.conftest import Call
 from tests.servers import http_server
 from tests.support import dinowds_command
@@ -187,7 +192,7 @@ def test_crops__draws_a_picture(call: Call, dataset_path: Path, tmp_path: Path) 
     assert (code, said, err.count("\n")) == (1, "", 1)
     assert "exists; give another --out, or --overwrite to replace it" in err
     pictures = []
-    for options in ([], ["--seed", 0], ["--seed", 1], ["train.seed=1"], ["crops.flip=1"]):
+    for options in ([], ["--seed", 0, "train.seed=1"], ["--seed", 1], ["train.seed=1"], ["crops.flip=1"]):
         assert (
             call(dataset_path, "--crops", 3, "--out", out, "--renderer", "pil", "--overwrite", *SMALL, *options)[0] == 0
         )
@@ -241,6 +246,27 @@ def test_crops__are_those_of_a_training_run(dataset_path: Path) -> None:
         expected = sample_batch(5, [0], [sample.id], recipe, [height], [width])[0]
         assert np.array_equal(sheet_sample.records, expected)
         assert [view.shape for view in sheet_sample.renderings[0].views] == 2 * [(3, 224, 224)] + 2 * [(3, 96, 96)]
+
+
+def test_crops__are_made_of_a_reduced_image_where_training_does() -> None:
+    crops = CropsConfig(
+        global_=GlobalCropsConfig(size=32), local=LocalCropsConfig(count=1, size=16, scale=[0.3, 0.4]), jitter=0.0
+    )
+    few = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(few).resize((512, 512), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    image = decode_image(file.getvalue())
+    views = sample_batch(0, [0], [0], patch_recipe(crops), [512], [512])[0]
+    [found] = inspect_crops._renderings(["cpu"], file.getvalue(), image, views)
+    reduced, reduction = decode_reduced(file.getvalue(), int(best_reduction(views)))
+    assert reduction > 1
+    expected = [np.empty_like(view) for view in found.views]
+    cpu.render(reduced, views, expected, reduction)
+    assert all(np.array_equal(view, other) for view, other in zip(found.views, expected, strict=True))
+    of_all = inspect_crops._renderings(["pil", "cpu"], file.getvalue(), image, views)
+    assert mean_difference(of_all[0].views, of_all[1].views) < 1
+    assert of_all[0].label == "pil  ·  reference"
+    assert of_all[1].label.startswith("cpu  ·  mean difference from pil 0.")
 
 
 def test_crops__samples_are_spread_and_of_the_subset(call_dinowds: Call, dataset_path: Path, tmp_path: Path) -> None:

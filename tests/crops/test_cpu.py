@@ -127,7 +127,7 @@ def test_render__stain_as_the_reference(kind: str, make_image: MakeImage) -> Non
         difference = differences(image, of_side(stain=1, stain_map=stain_maps(factors, shifts)))[0]
         assert difference.max() <= 1
         assert np.count_nonzero(difference) <= 0.001 * difference.size
-    for everywhere in (3.0, -3.0):  # optical densities far outside of those of images
+    for everywhere in (3.0, -3.0, 50.0, -50.0):  # optical densities far outside of those of images
         assert differences(image, of_side(stain=1, stain_map=np.full((3, 4), everywhere)))[0].max() <= 1
 
 
@@ -179,6 +179,14 @@ def test_render__image_of_any_strides(make_image: MakeImage) -> None:
         expected = rendered(cpu.render, np.ascontiguousarray(part), views)
         for found, other in zip(rendered(cpu.render, part, views), expected, strict=True):
             np.testing.assert_array_equal(found, other)
+
+
+def test_render__records_of_any_strides(make_image: MakeImage) -> None:
+    image = make_image("photo", 100, 100, 0)
+    views = sample_views(sample_generator(0, 0, 0), RECIPE, 100, 100)
+    expected = rendered(cpu.render, image, views)
+    for found, other in zip(rendered(cpu.render, image, views[::-3]), expected[::-3], strict=True):
+        np.testing.assert_array_equal(found, other)
 
 
 def cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

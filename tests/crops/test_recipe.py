@@ -276,7 +276,7 @@ def test_boxes__as_torchvision(place: int, height: int, width: int) -> None:
     assert kolmogorov_smirnov(found[:, 3] / found[:, 2], expected[:, 3] / expected[:, 2]) < KS_LIMIT
 
 
-@pytest.mark.parametrize("aspect", [(3 / 4, 4 / 3), (0.9, 1.1), (1.5, 3.0)])
+@pytest.mark.parametrize("aspect", [(3 / 4, 4 / 3), (0.9, 1.1), (1.5, 3.0), (2.5, 3.0), (0.3, 0.4)])
 @pytest.mark.parametrize(
     ("height", "width"), [(10, 1000), (1000, 10), (11, 900), (1, 1000), (1000, 1), (5000, 3), (2, 77), (301, 6)]
 )
@@ -286,7 +286,10 @@ def test_boxes__central_one_as_torchvision(height: int, width: int, aspect: tupl
     expected = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), list(group.scale), list(aspect))
     found = {tuple(box) for box in boxes(draw_group(group, height, width, draws=80)).tolist()}
     # A box of no pixels, which torchvision gives of a thin image where the aspect is far from 1, is one of one.
-    assert found == {(*expected[:2], max(1, expected[2]), max(1, expected[3]))}
+    box_height, box_width = max(1, expected[2]), max(1, expected[3])
+    assert found == {((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)}
+    if min(expected[2:]) > 0:
+        assert found == {tuple(expected)}
 
 
 def test_boxes__central_one_of_a_whole_image() -> None:
@@ -312,6 +315,16 @@ def test_inside_global__local_box_in_that_of_its_view(num_global: int, num_local
     if num_global > 1 and num_local > 1:  # and not in that of another one
         outer, inner = found[:, 0], found[:, num_global + 1]
         assert not np.all(inner[:, :2] >= outer[:, :2])
+
+
+def test_inside_global__whole_image_is_anywhere() -> None:
+    """Local views have numbers of their own, whatever they lie in."""
+    whole = GlobalCropsConfig(scale=[1.0, 1.0], aspect=[1.0, 1.0])
+    inside, anywhere = (
+        draw(patch_recipe(CropsConfig(global_=whole, local=LocalCropsConfig(inside_global=option))), 100)
+        for option in (True, False)
+    )
+    assert np.array_equal(inside, anywhere)
 
 
 def test_inside_global__scale_is_a_share_of_the_image() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dinowds.crops.recipe import Output, plain_view
 from dinowds.crops.sheet import Rendering, SheetSample, contact_sheet, mean_difference, what_was_done
@@ -55,6 +55,8 @@ def places_of(sheet: Image.Image, colour: Sequence[int]) -> npt.NDArray[np.int64
         ([(2, 48), (2, 24)], 4),
         ([(1, 518), (3, 100)], 288 / 518),
         ([(3, 200)], 1),
+        ([(1, 100), (2, 40)], 1),
+        ([(1, 60), (2, 40)], 3),
         ([(2, 300), (0, 96)], 288 / 300),
         ([(1, 96), (2, 224), (4, 64)], 1),
         ([(1, 2), (12, 1)], 96),
@@ -74,6 +76,28 @@ def test_sheet__shows_every_view_whole_and_once(sizes: list[tuple[int, int]], sc
             view += 1
     edges = np.concatenate([np.asarray(sheet)[[0, -1]].reshape(-1, 3), np.asarray(sheet)[:, [0, -1]].reshape(-1, 3)])
     assert np.all(edges == 255)
+
+
+def test_sheet__enlarged_pixels_stay_squares() -> None:
+    outputs = [Output("global", 1, 64)]
+    sample = make_sample(outputs)
+    checks = np.indices((64, 64)).sum(axis=0) % 2
+    colours = np.array([colour_of(0, 0), colour_of(1, 1)], np.uint8)[checks]
+    sample.renderings[0].views[0][:] = colours.transpose(2, 0, 1)
+    sheet = np.asarray(contact_sheet("title", [], outputs, [sample]))
+    top, left = places_of(Image.fromarray(sheet), colour_of(0, 0)).min(axis=0)
+    np.testing.assert_array_equal(
+        sheet[top : top + 192, left : left + 192], colours.repeat(3, axis=0).repeat(3, axis=1)
+    )
+
+
+def test_sheet__numbers_of_views_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, __, text, *___, **____: drawn.append(text))
+    outputs = [Output("global", 2, 224), Output("local", 3, 96)]
+    contact_sheet("title", [], outputs, [make_sample(outputs)])
+    # Of a view and of its box
+    assert sorted(text for text in drawn if text.isdigit()) == ["1", "1", "2", "2", "3", "3", "4", "4", "5", "5"]
 
 
 def test_sheet__views_are_in_order_beside_their_original() -> None:
@@ -146,13 +170,21 @@ def test_sheet__long_names_stay_in_their_column() -> None:
 
 def test_sheet__is_as_wide_as_its_text() -> None:
     outputs = [Output("global", 1, 224)]
-    narrow, titled, detailed = (
-        contact_sheet(title, details, outputs, [make_sample(outputs)])
-        for title, details in (("t", []), (100 * "t", []), ("t", [200 * "d"]))
+    narrow, *others = (
+        contact_sheet(title, details, outputs, [make_sample(outputs, [label])])
+        for title, details, label in (("t", [], ""), (100 * "t", [], ""), ("t", [200 * "d"], ""), ("t", [], 100 * "l"))
     )
-    assert titled.width > narrow.width
-    assert detailed.width > narrow.width
-    assert np.all(np.asarray(detailed)[:, -20:] == 255)
+    for wide in others:
+        assert wide.width > narrow.width
+        assert np.all(np.asarray(wide)[:, -20:] == 255)
+
+
+def test_sheet__headings_do_not_overlap() -> None:
+    outputs = [Output("global", 1, 100), Output("local", 1, 40)]
+    sheet = contact_sheet("title", [], outputs, [make_sample(outputs)])
+    line = np.asarray(sheet)[: places_of(sheet, colour_of(0, 0))[:, 0].min() - 15]
+    left, right = (np.argwhere(np.all(line == colour, axis=-1))[:, 1] for colour in (VERMILION, BLUE))
+    assert left.max() + 10 < right.min()
 
 
 def test_sheet__legend_is_of_what_there_is() -> None:
@@ -170,6 +202,7 @@ def test_sheet__legend_is_of_what_there_is() -> None:
         ({}, ""),
         ({"flip": 1, "turns": 3, "hue": 0.1, "blur": 1.26}, "f  t3  j  b1.3"),
         ({"vertical_flip": 1, "stain": 1, "grey": 1, "solarize": 128}, "v  s  g  z"),
+        ({"solarize": 255}, "z"),
     ],
 )
 def test_what_was_done__letters(changes: dict[str, int], words: str) -> None:
