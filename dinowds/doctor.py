@@ -109,7 +109,7 @@ def _crops() -> Finding:
     if reason is None:
         return Finding("crops", "ok", "compiled")
     found, _, advice = reason.rpartition(": ")
-    return Finding("crops", "problem", found, advice)
+    return Finding("crops", "warning", found, advice)
 
 
 def _cores() -> Finding:

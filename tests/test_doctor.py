@@ -56,7 +56,7 @@ def test_crops__names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _crops() == Finding("crops", "ok", "compiled")
     monkeypatch.setattr("dinowds.crops.cpu.missing", lambda: "it is not built: run `pip install -e .`")
     finding = _crops()
-    assert (finding.status, finding.found) == ("problem", "it is not built")
+    assert (finding.status, finding.found) == ("warning", "it is not built")
     assert finding.advice == "run `pip install -e .`"
 
 
