@@ -18,7 +18,7 @@ from PIL import Image
 
 from dinowds.config import CropsConfig, load_config
 from dinowds.crops.recipe import patch_recipe, sample_generator, sample_views
-from dinowds.crops.render import render_views
+from dinowds.crops.render import get_renderer
 from dinowds.demo import photo_folder
 
 
@@ -27,17 +27,18 @@ def draw_views(figure: Any) -> None:
     with Image.open(photo_folder() / "ihc.png") as photo:
         image = np.asarray(photo.convert("RGB"))[100:356, 30:286]
     views = sample_views(sample_generator(0, 0, 5), patch_recipe(CropsConfig()), *image.shape[:2])
-    rendered = [np.empty((view.size, view.size, 3), np.uint8) for view in views]
-    render_views("cpu", image, views, rendered)
+    rendered = [np.empty((3, size, size), np.uint8) for size in views["size"]]
+    get_renderer("cpu")(image, views, rendered)
     axes = figure.subplot_mosaic(
         [["patch", "patch", 0, 0, 1, 1, 2, 3, 4, 5], ["patch", "patch", 0, 0, 1, 1, 6, 7, 8, 9]]
     )
     for name, axis in axes.items():
-        axis.imshow(image if name == "patch" else rendered[name])
+        axis.imshow(image if name == "patch" else rendered[name].transpose(1, 2, 0))
         axis.axis("off")
     for view in views:
-        colour = "black" if view.size == 224 else "white"
-        box = plt.Rectangle((view.left, view.top), view.width, view.height, fill=False, edgecolor=colour, linewidth=1.2)
+        colour = "black" if view["size"] == 224 else "white"
+        corner, width, height = (view["left"], view["top"]), view["width"], view["height"]
+        box = plt.Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2)
         axes["patch"].add_patch(box)
     for name, title in (("patch", "a patch, 256 px"), (0, "2 global views, 224 px"), (2, "8 local views, 96 px")):
         axes[name].set_title(title, fontsize=10, loc="left")

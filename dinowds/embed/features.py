@@ -17,7 +17,8 @@ def image_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) -
     device, was_training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
     try:
-        parts = [backbone(normalise(part[None].to(device))).float().cpu() for part in torch.split(images, batch_size)]
+        channels_first = torch.split(images.permute(0, 3, 1, 2), batch_size)
+        parts = [backbone(normalise(part[None].to(device))).float().cpu() for part in channels_first]
     finally:
         backbone.train(was_training)
     return torch.cat(parts)
