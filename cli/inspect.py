@@ -70,7 +70,12 @@ def inspect(
         from .inspect_crops import write_sheet
 
         write_sheet(dataset, crops, out, renderer or [], config, overrides or [], seed, overwrite)
-        return
+    else:
+        _show(dataset, verify, as_json)
+
+
+def _show(dataset: str, verify: bool, as_json: bool) -> None:
+    """Tables or JSON of what a dataset holds, and each damage; DatasetError if there is any."""
     from dinowds.data.summary import summarize
     from dinowds.data.verify import verify_dataset
     from dinowds.errors import DatasetError

@@ -26,6 +26,9 @@ RENDERERS = ("auto", "cpu", "device", "pil")
 BOX_ATTEMPTS = 10
 """Boxes that are tried before the largest central one is taken; torchvision's RandomResizedCrop does the same."""
 
+MAX_BLUR = 32.0
+"""Largest standard deviation of a blur, px."""
+
 NEVER_SOLARIZED = 256
 """Threshold that no value reaches."""
 
@@ -162,6 +165,11 @@ class Recipe:
         return np.array([view for view, _ in inside], np.int64), np.array(parents, np.int64)
 
 
+_OF_ALL_VIEWS = ("flip", "vertical_flip", "quarter_turns", "stain", "stain_strength", "jitter", "brightness",
+                 "contrast", "saturation", "hue", "grey", "solarize_threshold")  # fmt: skip
+"""Keys of `crops` that all groups share, and fields of `ViewGroup`."""
+
+
 def patch_recipe(crops: CropsConfig) -> Recipe:
     """The multi-crop of DINO (Caron et al. 2021, appendix) with the values of `crops`.
 
@@ -183,21 +191,10 @@ def patch_recipe(crops: CropsConfig) -> Recipe:
                     scale=_pair(of.scale),
                     aspect=_pair(of.aspect),
                     inside="global" if output == "local" and crops.local.inside_global else None,
-                    flip=crops.flip,
-                    vertical_flip=crops.vertical_flip,
-                    quarter_turns=crops.quarter_turns,
-                    stain=crops.stain,
-                    stain_strength=crops.stain_strength,
-                    jitter=crops.jitter,
-                    brightness=crops.brightness,
-                    contrast=crops.contrast,
-                    saturation=crops.saturation,
-                    hue=crops.hue,
-                    grey=crops.grey,
                     blur=pairs[start][0],
                     blur_radius=_pair(crops.blur_radius),
                     solarize=pairs[start][1],
-                    solarize_threshold=crops.solarize_threshold,
+                    **{name: getattr(crops, name) for name in _OF_ALL_VIEWS},
                 )
             )
     return Recipe(tuple(groups))
@@ -257,10 +254,6 @@ def _check_crops(crops: CropsConfig) -> None:
     for key, value, holds, expected in rules:
         if not holds:
             raise ConfigError(f"crops.{key}: found {value!r}, expected {expected}")
-
-
-MAX_BLUR = 32.0
-"""Largest standard deviation of a blur, px."""
 
 
 # Rows of the block of uniform numbers of a sample, one column a view. New kinds of number get new rows at the end: what

@@ -16,7 +16,7 @@ from .images import IMAGE_EXTENSIONS, TOO_LARGE
 from .tarscan import DIRECTORY, FILE, Member
 
 MAX_IMAGE_BYTES = 2**31 - 1
-"""What OpenCV and Pillow can take as one buffer."""
+"""What a decoder can take as one buffer."""
 
 NOT_AN_IMAGE_NAME = "not an image file"
 EMPTY_FILE = "empty file"
