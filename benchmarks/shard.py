@@ -1,18 +1,21 @@
-"""How fast is `dinowds shard`, against copying the file and against tarfile + webdataset.ShardWriter?
+"""How fast is `dinowds shard`, against `cp` and against tarfile + webdataset.ShardWriter? And listing a tar alone?
 
     python benchmarks/shard.py [--json benchmarks/results/shard-DATE.json]
 
-One tar of JPEG patches becomes shuffled shards; everything runs in this process (workers apart), page cache warm.
-The reference shuffles too: it draws the order, reads each member through tarfile and writes it with ShardWriter.
-It has no index, digests, checks of the images or fsync; `build_dataset` has.
+One tar of JPEG patches becomes shuffled shards; everything runs in this process (but `cp`), page cache warm. The ways
+take turns, so that all meet the same machine. The reference shuffles too: it draws the order, reads each member through
+tarfile and writes it with ShardWriter. It has no index, digests, checks of the images or fsync, and `cp` has no fsync;
+`build_dataset` has all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import shutil
 import statistics
+import subprocess
 import tarfile
 import tempfile
 import time
@@ -40,7 +43,39 @@ def write_source(path: Path, count: int) -> None:
 
 def copy(source: Path, out: Path) -> None:
     out.mkdir()
-    shutil.copyfile(source, out / "copy.tar")
+    subprocess.run(["cp", source, out / "copy.tar"], check=True)
+
+
+def copy_and_sync(source: Path, out: Path) -> None:
+    copy(source, out)
+    with open(out / "copy.tar", "rb") as file:
+        os.fsync(file.fileno())
+
+
+def list_with_tarfile(source: Path, out: Path) -> None:
+    out.mkdir()
+    with tarfile.open(source) as tar:
+        tar.getmembers()
+
+
+def list_alone(source: Path, out: Path) -> None:
+    """Headers alone, as tarfile does it: names, places and sizes."""
+    from dinowds.shard.tarscan import FileData, scan_tar
+
+    out.mkdir()
+    with open(source, "rb") as file:
+        for _ in scan_tar(FileData(file.fileno()), str(source)):
+            pass
+
+
+def list_and_check(source: Path, out: Path) -> None:
+    """What `dinowds shard` does first: the images' own headers and ends are read too."""
+    from dinowds.shard.check import Checks
+    from dinowds.shard.layouts import open_sources
+    from dinowds.shard.scanning import scan_sources
+
+    out.mkdir()
+    scan_sources(open_sources([source]), None, Checks(), 1, lambda _: None)
 
 
 def tarfile_and_shard_writer(source: Path, out: Path) -> None:
@@ -70,38 +105,46 @@ def build(workers: int) -> Callable[[Path, Path], None]:
     return run
 
 
-def measure(run: Callable[[Path, Path], None], source: Path, folder: Path, repeats: int) -> float:
-    """Median seconds over `repeats`, after one run that is not counted."""
-    seconds = []
+def measure(
+    ways: dict[str, Callable[[Path, Path], None]], source: Path, folder: Path, repeats: int
+) -> dict[str, float]:
+    """Median seconds of each way over `repeats`, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
-        out = folder / "out"
-        began = time.perf_counter()
-        run(source, out)
-        seconds.append(time.perf_counter() - began)
-        shutil.rmtree(out)
-    return statistics.median(seconds[1:])
+        for name, run in ways.items():
+            out = folder / "out"
+            os.sync()  # what the way before has left to the disk
+            began = time.perf_counter()
+            run(source, out)
+            seconds[name].append(time.perf_counter() - began)
+            shutil.rmtree(out)
+    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=8000, help="patches of 256 px")
+    parser.add_argument("--count", type=int, default=64_000, help="patches of 256 px")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; the system's temporary folder otherwise")
     parser.add_argument("--json", type=Path, help="append the dated result to this file")
     options = parser.parse_args()
     ways = {
         "cp": copy,
+        "cp, then fsync": copy_and_sync,
         "tarfile + webdataset.ShardWriter": tarfile_and_shard_writer,
         "build_dataset, 1 worker": build(1),
         "build_dataset, 2 workers": build(2),
+        "tarfile.getmembers": list_with_tarfile,
+        "list": list_alone,
+        "list and check": list_and_check,
     }
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         source = folder / "patches.tar"
         write_source(source, options.count)
         num_bytes = source.stat().st_size
-        seconds = {name: measure(run, source, folder, options.repeats) for name, run in ways.items()}
-    reference = seconds["tarfile + webdataset.ShardWriter"]
+        seconds = measure(ways, source, folder, options.repeats)
+    reference, copied = seconds["tarfile + webdataset.ShardWriter"], seconds["cp"]
     result: dict[str, Any] = {"samples": options.count, "bytes": num_bytes, "shard_bytes": SHARD_BYTES, "ways": {}}
     print(f"{options.count:,} samples, {num_bytes / 1e6:,.0f} MB")
     for name, value in seconds.items():
@@ -110,11 +153,16 @@ def main() -> None:
             "mb_per_second": round(num_bytes / 1e6 / value, 1),
             "samples_per_second": round(options.count / value),
             "times_reference": round(reference / value, 2),
+            "times_cp": round(copied / value, 2),
         }
+        if "list" in name:
+            figures["times_getmembers"] = round(seconds["tarfile.getmembers"] / value, 1)
         result["ways"][name] = figures
         print(
             f"{name:34} {value:7.3f} s {figures['mb_per_second']:8,.0f} MB/s "
-            f"{figures['samples_per_second']:8,} samples/s {figures['times_reference']:6.2f} × ShardWriter"
+            f"{figures['samples_per_second']:8,} samples/s {figures['times_reference']:6.2f} × ShardWriter "
+            f"{figures['times_cp']:5.2f} × cp"
+            + (f" {figures['times_getmembers']:5.1f} × getmembers" if "times_getmembers" in figures else "")
         )
     if options.json:
         append_result(options.json, "shard", result, ("numpy", "pillow", "pyarrow", "webdataset"))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .shared import interruptible, print_json, printable
+from .shard_progress import show_progress
+from .shared import interruptible, print_json, print_notice
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
     from dinowds.data.manifest import Manifest
-    from dinowds.shard.build import ShardPlan, ShardProgress
+    from dinowds.shard.build import ShardPlan
+
+LAYOUTS = ("tar", "folder", "hs2p", "stamp", "classes", "paths", "webdataset", "dataset", "reference", "regions")
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_PLAIN_SECONDS = 5.0
 _MAX_WORKERS = 8
 
 
@@ -33,55 +31,158 @@ def parse_size(text: str) -> int:
 
 
 def default_workers() -> int:
-    """The cores this process may use, at most 8: more processes only compete for the disk."""
+    """The cores this process may use, at most 8: more threads only compete for the disk."""
     from dinowds.world import available_cores
 
     return min(available_cores(), _MAX_WORKERS)
 
 
+def default_memory() -> int:
+    """Half of the memory that this process may still take, bytes."""
+    from dinowds.world import available_memory
+
+    return available_memory() // 2
+
+
+_LISTS, _QUALITY, _OUTPUT = "Labels and lists", "Quality and duplicates", "Output"
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SRC...",
+        help="Tars (plain, gz, bz2, xz), zips, folders of images or of slides' tars, lists of paths (CSV, Parquet), "
+        "datasets, roots of .npy entries. What is packed needs room for its unpacked bytes in OUT meanwhile.",
+    ),
+]
+Out = Annotated[
+    str, typer.Option("--out", "-o", help="Folder of the new dataset, or a URL such as s3://bucket/prefix.")
+]
+LayoutName = Annotated[
+    str, typer.Option(help="How the sources lie on disk: auto, or one of " + ", ".join(LAYOUTS) + ".")
+]
+CohortName = Annotated[str | None, typer.Option("--cohort", help="Name of all sources' cohort; their own otherwise.")]
+SplitName = Annotated[str | None, typer.Option("--split", help="Of sources that have several: train, query, …")]
+FoldName = Annotated[str | None, typer.Option("--fold", help="Of .npy roots that have several.")]
+KeyPattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regex with named groups slide, x, y, searched in each path; '' for none.",
+        show_default="x_y at a name's end",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="CSV of labels: by path, slide/name, file name or slide.", rich_help_panel=_LISTS),
+]
+NameColumn = Annotated[
+    str | None,
+    typer.Option(help="Its column of names.", show_default="filename, image_path, slide_id, …", rich_help_panel=_LISTS),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Its column of labels.", show_default="label", rich_help_panel=_LISTS)
+]
+ClassColumn = Annotated[
+    str | None, typer.Option(help="Its column of the names of integer labels.", rich_help_panel=_LISTS)
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(help="Take these alone: a list of paths, slide/names, file names or slides.", rich_help_panel=_LISTS),
+]
+Remove = Annotated[Path | None, typer.Option(help="Leave these out.", rich_help_panel=_LISTS)]
+MaxPerSlide = Annotated[
+    int | None, typer.Option(help="Draw at most that many samples of each slide.", rich_help_panel=_LISTS)
+]
+Verify = Annotated[
+    Literal["header", "decode"],
+    typer.Option(
+        help="Check images by their structure, or decode them all; that also gives columns on white, black and blur.",
+        rich_help_panel=_QUALITY,
+    ),
+]
+DropDuplicates = Annotated[
+    bool, typer.Option("--drop-duplicates", help="Take images of the same bytes once.", rich_help_panel=_QUALITY)
+]
+DropBlank = Annotated[
+    bool, typer.Option("--drop-blank", help="Leave out nearly white and black images.", rich_help_panel=_QUALITY)
+]
+MinSharpness = Annotated[
+    float | None,
+    typer.Option(help="Leave out images whose Laplacian varies less, in grey levels².", rich_help_panel=_QUALITY),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Of the dataset and its shards; the folder's name otherwise.", rich_help_panel=_OUTPUT),
+]
+Seed = Annotated[int, typer.Option(help="Of the shuffle over all sources.", rich_help_panel=_OUTPUT)]
+Shuffle = Annotated[
+    bool,
+    typer.Option("--shuffle/--no-shuffle", help="Shuffle, or keep the order of the sources.", rich_help_panel=_OUTPUT),
+]
+ShardSize = Annotated[
+    str,
+    typer.Option(help="Largest shard: 256MiB, 1GB, 500000. Each worker holds one in memory.", rich_help_panel=_OUTPUT),
+]
+MaxCount = Annotated[int | None, typer.Option(help="Largest number of samples in a shard.", rich_help_panel=_OUTPUT)]
+Workers = Annotated[int | None, typer.Option(help="Threads; the cores, at most 8, otherwise.", rich_help_panel=_OUTPUT)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Shuffle sources that are larger than this through files in OUT, which reads them in sequence; "
+        "0 for never.",
+        show_default="half of what is free",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the dataset in OUT once the new one is whole; a remote one at once.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Staging = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the unfinished part of a remote dataset: a shard or two a worker.",
+        show_default="in the cache folder",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be written; write nothing.", rich_help_panel=_OUTPUT)
+]
+
+
 def shard(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SRC...",
-            help="Tars (plain, gz, bz2, xz) or folders of images; each is a cohort. A compressed tar needs room "
-            "for its uncompressed bytes in OUT (or the staging folder) meanwhile.",
-        ),
-    ],
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="Folder of the new dataset, or a URL such as s3://bucket/prefix.")
-    ],
-    name: Annotated[
-        str | None, typer.Option(help="Of the dataset and its shards; the folder's name otherwise.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the shuffle over all sources.")] = 0,
-    shuffle: Annotated[
-        bool, typer.Option("--shuffle/--no-shuffle", help="Shuffle, or keep the order of the sources.")
-    ] = True,
-    shard_size: Annotated[
-        str, typer.Option(help="Largest shard: 256MiB, 1GB, 500000. Each worker holds one in memory.")
-    ] = "256MiB",
-    max_count: Annotated[int | None, typer.Option(help="Largest number of samples in a shard.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that write; the cores, at most 8, otherwise.")] = None,
-    key_pattern: Annotated[
-        str | None,
-        typer.Option(
-            help="Regex with named groups slide, x, y, searched in each path; '' for none.",
-            show_default="x_y at a name's end",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace the dataset in OUT once the new one is whole; a remote one at once."),
-    ] = False,
-    staging: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the unfinished part of a remote dataset: a shard or two a worker.",
-            show_default="in the cache folder",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
+    sources: Sources,
+    out: Out,
+    layout: LayoutName = "auto",
+    cohort: CohortName = None,
+    split: SplitName = None,
+    fold: FoldName = None,
+    key_pattern: KeyPattern = None,
+    labels: Labels = None,
+    name_column: NameColumn = None,
+    label_column: LabelColumn = None,
+    class_column: ClassColumn = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    max_per_slide: MaxPerSlide = None,
+    verify: Verify = "header",
+    drop_duplicates: DropDuplicates = False,
+    drop_blank: DropBlank = False,
+    min_sharpness: MinSharpness = None,
+    name: Name = None,
+    seed: Seed = 0,
+    shuffle: Shuffle = True,
+    shard_size: ShardSize = "256MiB",
+    max_count: MaxCount = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    staging: Staging = None,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Make a dataset: shuffled WebDataset shards with an index.
@@ -92,8 +193,22 @@ def shard(
     """
     from dinowds.remote.urls import shown
     from dinowds.shard.build import ShardOptions, build_dataset, plan_dataset
+    from dinowds.shard.choice import Choice
     from dinowds.shard.records import DEFAULT_KEY_PATTERN
 
+    choice = Choice(
+        labels=labels,
+        name_column=name_column,
+        label_column=label_column,
+        class_column=class_column,
+        keep=keep,
+        remove=remove,
+        drop_blank=drop_blank,
+        min_sharpness=min_sharpness,
+        drop_duplicates=drop_duplicates,
+        max_per_slide=max_per_slide,
+        seed=seed,
+    )
     options = ShardOptions(
         name=name,
         seed=seed,
@@ -101,16 +216,26 @@ def shard(
         shard_size=parse_size(shard_size),
         max_count=max_count,
         workers=default_workers() if workers is None else workers,
+        memory=default_memory() if memory is None else parse_size(memory) or None,
         key_pattern=DEFAULT_KEY_PATTERN if key_pattern is None else key_pattern,
+        layout=layout,
+        cohort=cohort,
+        split=split,
+        fold=fold,
+        verify=verify,
+        choice=choice,
         overwrite=overwrite,
         staging=staging,
     )
     with interruptible(), show_progress() as report:
         if dry_run:
-            _print_plan(plan_dataset(sources, out, options, report), shown(out), as_json)
-            return
-        manifest = build_dataset(sources, out, options, report)
-    _print_summary(manifest, out, as_json)
+            plan = plan_dataset(sources, out, options, report)
+        else:
+            manifest = build_dataset(sources, out, options, report, print_notice)
+    if dry_run:
+        _print_plan(plan, shown(out), as_json)
+    else:
+        _print_summary(manifest, out, as_json)
 
 
 def _print_summary(manifest: Manifest, out: str, as_json: bool) -> None:
@@ -129,6 +254,10 @@ def _print_summary(manifest: Manifest, out: str, as_json: bool) -> None:
         ("slides", summary.slides),
     ]
     rows += [(f"skipped: {what}", count) for what, count in manifest.metadata.get("skipped", {}).items()]
+    rows += [(f"dropped: {what}", count) for what, count in manifest.metadata.get("dropped", {}).items()]
+    rows += [(what, count) for what, count in manifest.metadata.get("quality", {}).items()]
+    if duplicates := manifest.metadata.get("duplicates"):
+        rows.append(("exact duplicates, kept", duplicates))
     rows += [(f"quarantined: {reason}", count) for reason, count in manifest.quarantined.items()]
     _print_rows(shown(out), rows)
 
@@ -146,6 +275,7 @@ def _print_plan(plan: ShardPlan, out: str, as_json: bool) -> None:
         *((f"cohort {cohort}", count) for cohort, count in plan.cohorts.items()),
         ("labels", len(plan.label_names)),
         *((f"would skip: {what}", count) for what, count in plan.skipped.items()),
+        *((f"would drop: {what}", count) for what, count in plan.dropped.items()),
         *((f"would quarantine: {reason}", count) for reason, count in plan.quarantined.items()),
     ]
     _print_rows(f"{out} (nothing written)", rows)
@@ -155,83 +285,3 @@ def _print_rows(title: str, rows: list[tuple[str, object]]) -> None:
     from rich.console import Console
 
     Console().print(make_table(title, ("", ""), rows))
-
-
-@contextmanager
-def show_progress() -> Iterator[Callable[[ShardProgress], None]]:
-    """A bar on a terminal, a line every few seconds elsewhere; both on stderr."""
-    if not sys.stderr.isatty():
-        yield _PlainLines().report
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress).report
-
-
-class _Bar:
-    """Shows one phase at a time."""
-
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-        self._task: Any = None
-        self._phase: tuple[str, str] | None = None
-
-    def report(self, state: ShardProgress) -> None:
-        from rich.markup import escape
-
-        if self._phase != (state.phase, state.source):
-            self._phase = (state.phase, state.source)
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            # A run that goes on begins with samples: they are no part of its speed.
-            self._task = self._progress.add_task(
-                escape(f"{state.phase} {Path(state.source).name}".strip()),
-                total=state.total_samples or None,
-                completed=state.samples,
-                rate="",
-            )
-            return
-        speed = self._progress.tasks[-1].speed
-        rate = f"{speed:,.0f} samples/s" if speed and state.phase == "write" else ""
-        if state.phase == "decompress":
-            rate = format_bytes(state.num_bytes)
-        self._progress.update(self._task, completed=state.samples, rate=rate)
-
-
-class _PlainLines:
-    """A line when a phase begins, and every few seconds of writing."""
-
-    def __init__(self) -> None:
-        self._phase = ""
-        self._began = self._printed = 0.0
-        self._samples_before = 0
-
-    def report(self, state: ShardProgress) -> None:
-        now = time.monotonic()
-        phase = f"{state.phase} {state.source}".strip()
-        if phase != self._phase:
-            self._phase, self._began, self._printed, self._samples_before = phase, now, now, state.samples
-            self._print(f"{phase}: {state.total_samples:,} samples" if state.total_samples else phase)
-        elif now - self._printed >= _PLAIN_SECONDS:
-            self._printed = now
-            speed = (state.samples - self._samples_before) / (now - self._began)
-            if state.phase == "write" and speed:
-                left = (state.total_samples - state.samples) / speed
-                done = f"{state.samples:,} of {state.total_samples:,} samples"
-                self._print(f"write: {done}, {speed:,.0f} samples/s, {left:,.0f} s left")
-            else:
-                amount = format_bytes(state.num_bytes) if state.num_bytes else f"{state.samples:,} members"
-                self._print(f"{phase}: {amount}")
-
-    @staticmethod
-    def _print(text: str) -> None:
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,20 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [int(os.environ.get("SLURM_CPUS_PER_TASK", cores)), _cgroup_cores() or cores]
     return max(1, min(cores, *limits))
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what is free on the host, and in its container or Slurm job."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, ValueError, LookupError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(int(fields["MemAvailable"].split()[0]) << 10)
+    with suppress(OSError, ValueError):  # cgroup 2; 'max' is no number
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with suppress(KeyError, ValueError):
+        limits.append(int(os.environ["SLURM_MEM_PER_NODE"]) << 20)
+    return max(0, min(limits))
 
 
 def _cgroup_cores() -> int | None:

@@ -54,6 +54,9 @@ SAMPLES_SCHEMA: Any = pa.schema(
 )
 """One row a sample, one row group a shard, in file order."""
 
+STATISTICS = ("white", "black", "sharpness")
+"""Further columns, float32, of datasets whose images were decoded when they were sharded."""
+
 
 @dataclass(frozen=True)
 class Shard:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,77 +17,69 @@ from dinowds.data.manifest import (
     QUARANTINE_NAME,
     SAMPLES_NAME,
     SAMPLES_SCHEMA,
+    Kind,
     Manifest,
     Shard,
     write_manifest,
 )
-from dinowds.errors import OutputError, SourceError
+from dinowds.errors import OutputError
 from dinowds.files import atomic_write, sha256_of
 
-from .layout import Candidates
+from .choice.quality import find_duplicates
 from .listing import Listing
 from .output import shard_url
 from .records import decode_name
-from .sources import Source
+from .scanning import Scanned
 from .workspace import Workspace
-from .writer import DoneShard, Quarantined, read_rows
+from .writer import DoneShard, read_rows
 
 
-def finish_dataset(
+def write_dataset_index(
     workspace: Workspace,
+    kind: Kind,
     name: str,
     seed: int,
     is_shuffled: bool,
-    sources: Sequence[Source],
-    listings: Sequence[Listing],
-    candidates: Candidates,
+    cohorts: Sequence[str],
+    label_names: tuple[str, ...],
+    scanned: Sequence[Scanned],
     num_shards: int,
+    metadata: dict[str, Any],
 ) -> Manifest:
-    """Write the index of a run whose shards are all done, and publish both. Can be called again where it was ended.
+    """Write the index and the manifest of a run whose shards are all done into the work folder.
 
-    Raises:
-        SourceError: not one candidate was a whole image.
-        OutputError: a finished shard is gone.
+    Raises OutputError where a finished shard is gone.
     """
     shards: list[Shard] = []
-    quarantined: list[Quarantined] = []
-    cohorts: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    digests: list[npt.NDArray[np.uint8]] = []
+    schema = _done(workspace, 0).rows.schema
     with (
         atomic_write(workspace.folder / SAMPLES_NAME) as file,
-        pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for index in range(num_shards):
             done = _done(workspace, index)
-            quarantined.extend(done.quarantined)
-            if not len(done.rows):
-                continue
-            writer.write_table(_with_shard(done.rows, len(shards)), row_group_size=len(done.rows))
+            writer.write_table(_with_shard(done.rows, index), row_group_size=len(done.rows))
             for count in done.rows["cohort"].value_counts().to_pylist():
-                cohorts[count["values"]] += count["counts"]
+                counts[count["values"]] += count["counts"]
+            digests.append(np.frombuffer(done.rows["digest"].combine_chunks().buffers()[1], np.uint8).reshape(-1, 16))
             shards.append(Shard(shard_url(name, index), len(done.rows), done.num_bytes, done.sha256))
-    if not shards:
-        reasons = ", ".join(
-            f"{count} × {reason}" for reason, count in _count(entry.reason for entry in quarantined).items()
-        )
-        raise SourceError(f"{sources[0].path}: not one image of the sources is whole ({reasons}); no dataset was made")
-    skipped: Counter[str] = Counter()
-    for listing in listings:
-        skipped.update(listing.skipped)
+    duplicates = int(np.count_nonzero(find_duplicates(np.concatenate(digests))))
     manifest = Manifest(
         name=name,
-        kind="image",
+        kind=kind,
         shards=tuple(shards),
-        cohorts={source.cohort: cohorts[source.cohort] for source in sources},
-        label_names=candidates.label_names,
+        cohorts={cohort: counts[cohort] for cohort in cohorts},
+        label_names=label_names,
         seed=seed,
         samples_sha256=sha256_of(workspace.folder / SAMPLES_NAME),
         samples_footer_sha256=footer_sha256(workspace.folder / SAMPLES_NAME),
-        quarantined=_write_quarantine(workspace, sources, listings, quarantined),
-        metadata={"skipped": dict(sorted(skipped.items()))} if skipped else {},
+        quarantined=_write_quarantine(workspace, scanned),
+        metadata=metadata | ({"duplicates": duplicates} if duplicates else {}),
         shuffled=is_shuffled,
     )
     write_manifest(workspace.folder, manifest)
-    workspace.publish(manifest)
     return manifest
 
 
@@ -103,28 +95,19 @@ def _with_shard(rows: Any, shard: int) -> Any:
     return rows.set_column(position, SAMPLES_SCHEMA.field("shard"), pa.array(np.full(len(rows), shard, np.int32)))
 
 
-def _write_quarantine(
-    workspace: Workspace, sources: Sequence[Source], listings: Sequence[Listing], quarantined: Sequence[Quarantined]
-) -> dict[str, int]:
-    """Write quarantine.jsonl, source by source in the order of the source; the number of lines of each reason."""
+def _write_quarantine(workspace: Workspace, scanned: Sequence[Scanned]) -> dict[str, int]:
+    """Write quarantine.jsonl, file by file in the order of the file; the number of lines of each reason."""
     reasons: Counter[str] = Counter()
-    with atomic_write(workspace.folder / QUARANTINE_NAME) as file:
-        for position, (source, listing) in enumerate(zip(sources, listings, strict=True)):
-            damaged = sorted(
-                (entry.place, entry.member, entry.reason) for entry in quarantined if entry.source == position
-            )
-            for _, member, reason in heapq.merge(_left_out(listing), damaged):
-                line = {"source": source.path, "member": member, "reason": reason}
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    with atomic_write(workspace.folder / QUARANTINE_NAME) as out:
+        for file, listing in scanned:
+            for member, reason in _left_out(listing):
+                line = {"source": file.path, "member": member, "reason": reason}
+                out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 reasons[reason] += 1
     return dict(sorted(reasons.items()))
 
 
-def _left_out(listing: Listing) -> Iterator[tuple[int, str, str]]:
+def _left_out(listing: Listing) -> Iterator[tuple[str, str]]:
     for batch in listing.quarantine.to_batches(max_chunksize=1 << 16):
-        for place, member, reason in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield place, decode_name(member), reason
-
-
-def _count(reasons: Iterator[str]) -> dict[str, int]:
-    return dict(sorted(Counter(reasons).items()))
+        for member, reason in zip(batch["member"].to_pylist(), batch["reason"].to_pylist(), strict=True):
+            yield decode_name(member), reason

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -18,11 +18,13 @@ from dinowds.files import cache_folder
 from dinowds.remote.files import is_remote, shown
 from dinowds.remote.urls import has_user
 
+from .choice import Choice
+from .layouts import open_sources
 from .local_output import LocalOutput
 from .output import Output
 from .records import DEFAULT_KEY_PATTERN, compile_key_pattern, decode_name
 from .remote_output import RemoteOutput
-from .sources import Source, open_sources
+from .source import Source
 
 DEFAULT_SHARD_SIZE = 256 << 20
 MIN_SHARD_SIZE = 1 << 16
@@ -33,7 +35,7 @@ MAX_NAME_BYTES = 200
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How a dataset is made. `workers`, `overwrite` and `staging` leave its bytes as they are."""
+    """How a dataset is made. `workers`, `memory`, `overwrite` and `staging` leave its bytes as they are."""
 
     name: str | None = None
     """Of the dataset and its shards; None for the output folder's name."""
@@ -46,9 +48,24 @@ class ShardOptions:
     max_count: int | None = None
     """Largest number of samples of a shard; None for any."""
     workers: int = 1
-    """Processes that write shards; 1 writes in this one."""
+    """Threads that list sources and write shards."""
+    memory: int | None = None
+    """Bytes of payloads that may be held in memory; sources that have more are shuffled through files. None: no limit.
+    """
     key_pattern: str = DEFAULT_KEY_PATTERN
     """Regular expression with named groups slide, x, y (each optional), searched in a member's path; '' for none."""
+    layout: str = "auto"
+    """How the sources lie on disk: one of `layouts.LAYOUTS`, or 'auto'."""
+    cohort: str | None = None
+    """Of all sources; None for their own names."""
+    split: str | None = None
+    """Of sources that have several: 'train', 'query', …"""
+    fold: str | None = None
+    """Of sources that have several."""
+    verify: Literal["header", "decode"] = "header"
+    """How images are checked; see `check.Checks`."""
+    choice: Choice = field(default_factory=Choice)
+    """Which samples are taken, and their labels."""
     overwrite: bool = False
     """Replace a dataset, or another command's unfinished one, that lies at the output."""
     staging: Path | None = None
@@ -70,13 +87,18 @@ def open_all(paths: Sequence[Path | str], out: Path | str, options: ShardOptions
         raise ConfigError(f"--max-count: is {options.max_count}, expected 1 or more")
     if options.workers < 1:
         raise ConfigError(f"--workers: is {options.workers}, expected 1 or more")
+    if options.memory is not None and options.memory < options.shard_size:
+        raise ConfigError(
+            f"--memory: is {options.memory} bytes, expected at least a shard's ({options.shard_size}); give more, or a "
+            "smaller --shard-size"
+        )
     output = _open_output(out, options.staging)
     name = dataset_name(output, options)
     _check_text("--name", name)
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ConfigError(f"--name: {name!r} has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}")
     compile_key_pattern(options.key_pattern)
-    sources = open_sources(paths)
+    sources = open_sources(paths, options.layout, options.cohort, options.split, options.fold)
     _check_apart(sources, output)
     return sources, output
 
@@ -96,7 +118,19 @@ def fingerprint_of(sources: Sequence[Source], output: Output, options: ShardOpti
         "--shard-size": options.shard_size,
         "--max-count": options.max_count,
         "--key-pattern": options.key_pattern,
-        "sources": [{name: value for name, value in asdict(source).items() if name != "file"} for source in sources],
+        "--verify": options.verify,
+        **options.choice.fingerprint(),
+        "sources": [_identity(source) for source in sources],
+    }
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    files = [(file.path, file.kind, file.num_bytes, file.mtime_ns) for file in (*source.files, *source.sidecars)]
+    return {
+        "path": source.path,
+        "cohort": source.cohort,
+        "layout": source.layout,
+        "files": [list(file) for file in files],
     }
 
 
@@ -130,12 +164,12 @@ def _check_apart(sources: Sequence[Source], output: Output) -> None:
     """Neither may lie in the other."""
     place = output.root
     option = "--staging" if output.is_remote else "--out"
-    for source in sources:
-        file = source.file.resolve()
-        if source.kind == "folder" and place.is_relative_to(file):
-            raise ConfigError(f"{option}: {place} lies in the source {source.path}; give a folder outside of it")
-        if file.is_relative_to(place):
-            raise ConfigError(f"{option}: {place} holds the source {source.path}; give another folder")
+    for file in (file for source in sources for file in source.files):
+        resolved = file.file.resolve()
+        if file.kind == "folder" and place.is_relative_to(resolved):
+            raise ConfigError(f"{option}: {place} lies in the source {file.path}; give a folder outside of it")
+        if resolved.is_relative_to(place):
+            raise ConfigError(f"{option}: {place} holds the source {file.path}; give another folder")
 
 
 def _check_text(option: str, text: str) -> None:

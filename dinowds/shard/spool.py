@@ -1,4 +1,4 @@
-"""Compressed tars: read as a stream, or decompressed once to a file whose members can be read by place."""
+"""Files whose payloads cannot be read by place: read as a stream, or unpacked once to a plain tar."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import xxhash
 
 from dinowds.errors import SourceError
 from dinowds.files import atomic_write
 
-from .sources import Source, readable
+from . import zipscan
+from .layouts.folder import Times, walk
+from .layouts.regions import spool_regions
+from .source import SourceFile, readable
 
 _STEP = 1 << 20
 _OPENERS: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -67,28 +70,54 @@ def decompressing(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_stream(source: Source) -> Iterator[StreamData]:
+def open_stream(file: SourceFile) -> Iterator[StreamData]:
     """The uncompressed bytes of a compressed tar, in one pass."""
-    with decompressing(source.path):
-        stream = cast(IO[bytes], _OPENERS[source.compression](source.file, "rb"))
+    with decompressing(file.path):
+        stream = cast(IO[bytes], _OPENERS[file.packing](file.file, "rb"))
     with stream:
-        yield StreamData(stream, source.path)
+        yield StreamData(stream, file.path)
 
 
-def spool(source: Source, folder: Path, report: Callable[[int], None]) -> Path:
-    """Decompress `source` to a file in `folder`, unless an earlier run did; the file's path.
+def needs_spool(file: SourceFile) -> bool:
+    """Whether payloads of a file cannot be read by place as it is."""
+    if file.kind == "zip":
+        return zipscan.needs_spool(file.file, file.path)
+    return bool(file.packing) or file.kind == "tensors"
 
-    `report` gets the uncompressed bytes written so far. Raises SourceError, or OSError where `folder` cannot be
-    written.
+
+def spool(file: SourceFile, folder: Path, report: Callable[[int], None]) -> Path:
+    """Unpack a file to an uncompressed tar in `folder`, unless an earlier run did; the tar's path.
+
+    `report` gets the uncompressed bytes of a tar written so far. Raises SourceError, or OSError where `folder` cannot
+    be written.
     """
-    identity = f"{source.path}\0{source.num_bytes}\0{source.mtime_ns}".encode("utf-8", "backslashreplace")
+    identity = f"{file.path}\0{file.num_bytes}\0{file.mtime_ns}\0{_times(file)}".encode("utf-8", "backslashreplace")
     path = folder / f"source-{xxhash.xxh3_128_hexdigest(identity)}.tar"
     if path.exists():
         return path
-    with open_stream(source) as data, atomic_write(path) as file:
+    with atomic_write(path) as out:
+        if file.kind == "zip":
+            zipscan.spool_zip(file.file, file.path, out)
+        elif file.kind == "tensors":
+            spool_regions(file.file, file.path, out)
+        else:
+            _decompress(file, out, report)
+    return path
+
+
+def _times(file: SourceFile) -> str:
+    """Changes with any file of a folder."""
+    times = Times()
+    if file.kind == "tensors":
+        for _ in walk(file.file, times):
+            pass
+    return times.digest.hexdigest()
+
+
+def _decompress(file: SourceFile, out: BinaryIO, report: Callable[[int], None]) -> None:
+    with open_stream(file) as data:
         position = 0
         while block := data.read(position, _STEP):
-            file.write(block)
+            out.write(block)
             position += len(block)
             report(position)
-    return path

@@ -6,9 +6,15 @@ Format: POSIX.1-2001 pax interchange format; "Basic Tar Format" in the manual of
 from __future__ import annotations
 
 from tarfile import BLOCKSIZE
+from typing import TypeVar
 from zlib import adler32
 
+import numpy as np
+import numpy.typing as npt
+
 BLOCK = BLOCKSIZE
+
+Sizes = TypeVar("Sizes", int, npt.NDArray[np.int64])
 
 _ADLER_BASE = 65521
 
@@ -26,8 +32,8 @@ def plain_file_size(header: bytes) -> int:
     return size if total == expected else -1
 
 
-def padded(size: int) -> int:
-    """`size` rounded up to whole blocks."""
+def padded(size: Sizes) -> Sizes:
+    """`size`, an integer or an array of integers, rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from dinowds.errors import SourceError
 
+from .kernels import TarRuns
 from .tarheader import BLOCK, header_name, is_header, padded, parse_number, parse_pax, plain_file_size
 
 FILE = ""
@@ -34,9 +39,18 @@ _KINDS = {
 }
 _SPARSE = "sparse member"
 _MAX_METADATA = 1 << 20
+_MAX_SIZE = 1 << 62
 _MAX_NAME, _HEAD = 4096, 200
 _PREFETCH = 8 << 20
 _ZERO_STEP = 1 << 20
+
+
+class Members(NamedTuple):
+    """A run of ordinary files: names as stored, offsets and sizes of the payloads, int64 [N]."""
+
+    names: pa.LargeBinaryArray
+    places: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
 
 
 class TarData(Protocol):
@@ -65,10 +79,15 @@ class FileData:
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
+    def runs(self) -> TarRuns:
+        """The walker of what is ordinary in the file."""
+        return TarRuns(self._descriptor)
 
-def scan_tar(data: TarData, source: str) -> Iterator[Member]:
-    """Yield each member of a tar in order; `source` names it in errors.
 
+def scan_tar(data: TarData, source: str) -> Iterator[Member | Members]:
+    """Yield the members of a tar in order; `source` names it in errors.
+
+    Of `FileData`, ordinary files come in runs of up to 4,096 members or 64 MiB, as `Members`; the rest one by one.
     Goes on after zero blocks, so that joined tars (`cat a.tar b.tar`) are read whole. A tar that ends between two
     members without an end marker yields one last member of kind `NO_END`; one that ends in something else after its end
     marker yields one of kind `AFTER_END`. Of a name that is too long only a part is kept.
@@ -80,7 +99,13 @@ def scan_tar(data: TarData, source: str) -> Iterator[Member]:
     ended = False
     shared: dict[bytes, bytes] = {}
     own: dict[bytes, bytes] = {}
+    runs = data.runs() if isinstance(data, FileData) else None
     while True:
+        if runs is not None and not own and not shared and (run := runs.walk(offset)):
+            files, offset = run
+            ended = False
+            yield Members(*files)
+            continue
         header = data.read(offset, BLOCK)
         if len(header) < BLOCK:
             is_junk = ended and any(header)
@@ -135,10 +160,15 @@ def _apply_metadata(flag: bytes, content: bytes, shared: dict[bytes, bytes], own
     if flag == b"L":
         own.setdefault(b"path", content.partition(b"\0")[0])
     elif flag == b"g":
-        shared.update(parse_pax(content))
+        shared.update((keyword, value) for keyword, value in parse_pax(content).items() if _counts(keyword))
     elif flag != b"K":
         for keyword, value in parse_pax(content).items():
             own.setdefault(keyword, value)
+
+
+def _counts(keyword: bytes) -> bool:
+    """Whether a keyword of PAX changes what a member is; the others tell times, owners and comments."""
+    return keyword in (b"path", b"size") or keyword.startswith(b"GNU.sparse.")
 
 
 def _resolve(
@@ -156,10 +186,10 @@ def _resolve(
         name = extra.get(b"GNU.sparse.name") or extra.get(b"path") or name
         if b"size" in extra:
             size = int(extra[b"size"])
-            if size < 0:
-                raise ValueError("a negative size")
         if kind == FILE and any(keyword.startswith(b"GNU.sparse.") for keyword in extra):
             kind = _SPARSE
+    if not 0 <= size <= _MAX_SIZE:
+        raise ValueError("a size that no file has")
     return kind, name, size, start
 
 

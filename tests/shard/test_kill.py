@@ -155,23 +155,19 @@ def _done_shards(out: Path) -> dict[str, int]:
 
 
 def _run_or_kill(arguments: list[str], out: Path, shards: int) -> bool:
-    """Whether the command finished before it had `shards` finished shards, at which it is killed.
-
-    Its group is not killed: workers must end by themselves.
-    """
+    """Whether the command finished before it had `shards` finished shards, at which it is killed."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None and (len(list(out.glob(".unfinished/*.arrow"))) < shards or not out.exists()):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.005)
     process.kill()
-    _, errors = process.communicate()  # returns once no worker holds the pipe either
+    _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL) or b"already holds a dataset" in errors, errors
     return process.returncode != -signal.SIGKILL
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-def test_shard__interrupted_ends_its_workers_quietly_and_goes_on(
+def test_shard__interrupted_ends_quietly_and_goes_on(
     tmp_path: Path, make_tar: Callable[..., Path], sent: signal.Signals
 ) -> None:
     source, out = make_tar(tmp_path / "a.tar", 600), tmp_path / "out"
@@ -183,15 +179,8 @@ def test_shard__interrupted_ends_its_workers_quietly_and_goes_on(
             break
     while not _done_shards(out):
         assert process.poll() is None
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    for child in children:
-        os.kill(int(child), sent)
-    done = len(_done_shards(out))
-    while len(_done_shards(out)) < done + 10:
-        assert process.poll() is None
     os.killpg(process.pid, sent)
-    _, errors = process.communicate()  # returns once no worker holds the pipe either
+    _, errors = process.communicate()
     assert process.returncode == 75
     assert errors.count("\n") == 1
     assert "interrupted; give the same command again to go on" in errors

@@ -1,10 +1,11 @@
-"""The header scan against tarfile, on tars of every format, and on broken ones."""
+"""The header scan against tarfile, on tars of every format, and on broken ones; with and without the C library."""
 
 from __future__ import annotations
 
 import io
 import os
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from dinowds.errors import SourceError
-from dinowds.shard.sources import open_tar
+from dinowds.shard import kernels
 from dinowds.shard.tarheader import is_header, parse_number, parse_pax
 from dinowds.shard.tarscan import (
     AFTER_END,
@@ -20,7 +21,10 @@ from dinowds.shard.tarscan import (
     FILE,
     LONG_NAME,
     NO_END,
+    FileData,
     Member,
+    Members,
+    TarData,
     scan_tar,
 )
 
@@ -29,9 +33,43 @@ FORMATS: dict[str, Literal[0, 1, 2]] = {"ustar": 0, "gnu": 1, "pax": 2}
 LETTERS = "abcXYZ019 _-.()'äß組𝄞"
 
 
+def flattened(found: Iterable[Member | Members]) -> Iterator[Member]:
+    """Runs of members, one by one."""
+    for item in found:
+        if isinstance(item, Members):
+            columns = (item.names.to_pylist(), item.places.tolist(), item.sizes.tolist())
+            yield from ((FILE, name, place, size) for name, place, size in zip(*columns, strict=True))
+        else:
+            yield item
+
+
+def outcome(data: TarData) -> tuple[list[Member], str]:
+    """The members up to the end or the error, and the error."""
+    members = []
+    try:
+        for member in flattened(scan_tar(data, "x")):
+            members.append(member)
+    except SourceError as error:
+        return members, str(error)
+    return members, ""
+
+
+def in_c_and_in_python(path: Path) -> list[tuple[list[Member], str]]:
+    """The outcome with the C library, with its replacement in Python, and without runs."""
+    outcomes = [outcome(_Bytes(path.read_bytes()))] if path.stat().st_size < 64 << 20 else []
+    with open(path, "rb") as file, pytest.MonkeyPatch.context() as patch:
+        outcomes.append(outcome(FileData(file.fileno())))
+        patch.setattr(kernels, "_library", lambda: None)
+        outcomes.append(outcome(FileData(file.fileno())))
+    return outcomes
+
+
 def scan(path: Path) -> list[Member]:
-    with open_tar(path, str(path)) as data:
-        return list(scan_tar(data, str(path)))
+    first, *others = in_c_and_in_python(path)
+    assert all(other == first for other in others)
+    if first[1]:
+        raise SourceError(first[1].replace("x:", f"{path}:", 1))
+    return first[0]
 
 
 def scan_with_tarfile(path: Path) -> list[Member]:
@@ -98,16 +136,18 @@ def test_scan__reads_sizes_over_8_gib(tmp_path: Path, form: str) -> None:
     assert [(name, size) for _, name, _, size in members] == [(b"huge.bin", huge.size), (b"after.jpg", 3)]
 
 
-def test_scan__knows_v7_and_old_gnu_headers() -> None:
+def test_scan__knows_v7_and_old_gnu_headers(tmp_path: Path) -> None:
     v7 = tarfile.TarInfo("old.jpg").tobuf(tarfile.USTAR_FORMAT)
     v7 = _with_checksum(v7[:257] + bytes(255))
     times = _with_checksum(tarfile.TarInfo("gnu.jpg").tobuf(tarfile.GNU_FORMAT)[:345] + b"14123456701\0" + bytes(155))
     folder = _with_checksum(tarfile.TarInfo("folder/").tobuf()[:156] + b"\0" + tarfile.TarInfo("folder/").tobuf()[157:])
-    members = list(scan_tar(_Bytes(v7 + times + folder + bytes(1024)), "x"))
+    path = tmp_path / "old.tar"
+    path.write_bytes(v7 + times + folder + bytes(1024))
+    members = scan(path)
     assert [member[:2] for member in members] == [(FILE, b"old.jpg"), (FILE, b"gnu.jpg"), (DIRECTORY, b"folder/")]
 
 
-def test_scan__finds_sparse_members_and_what_follows_them() -> None:
+def test_scan__finds_sparse_members_and_what_follows_them(tmp_path: Path) -> None:
     sparse = bytearray(tarfile.TarInfo("sparse.jpg").tobuf(tarfile.GNU_FORMAT))
     sparse[124:136] = b"00000000007\0"
     sparse[156:157] = b"S"
@@ -127,7 +167,9 @@ def test_scan__finds_sparse_members_and_what_follows_them() -> None:
         + tarfile.TarInfo("after.jpg").tobuf()
         + bytes(1024)
     )
-    members = list(scan_tar(_Bytes(content), "x"))
+    path = tmp_path / "sparse.tar"
+    path.write_bytes(content)
+    members = scan(path)
     assert [(kind, name, size) for kind, name, _, size in members] == [
         ("sparse member", b"sparse.jpg", 7),
         ("sparse member", b"b.jpg", 600),
@@ -135,7 +177,7 @@ def test_scan__finds_sparse_members_and_what_follows_them() -> None:
     ]
 
 
-def test_scan__applies_global_path_and_size_only_where_a_member_has_none_of_its_own() -> None:
+def test_scan__applies_global_path_and_size_only_where_a_member_has_none_of_its_own(tmp_path: Path) -> None:
     member = tarfile.TarInfo("a.jpg")
     member.pax_headers = {"path": "own.jpg"}
     content = (
@@ -144,7 +186,9 @@ def test_scan__applies_global_path_and_size_only_where_a_member_has_none_of_its_
         + tarfile.TarInfo("b.jpg").tobuf(tarfile.USTAR_FORMAT)
         + bytes(1024)
     )
-    assert [name for _, name, _, _ in scan_tar(_Bytes(content), "x")] == [b"own.jpg", b"shared.jpg"]
+    path = tmp_path / "shared.tar"
+    path.write_bytes(content)
+    assert [name for _, name, _, _ in scan(path)] == [b"own.jpg", b"shared.jpg"]
 
 
 def test_scan__goes_on_after_joined_tars(tmp_path: Path) -> None:
@@ -177,6 +221,71 @@ def test_scan__cut_anywhere_is_an_error_or_lacks_its_end_marker(tmp_path: Path) 
         else:
             with pytest.raises(SourceError, match=rf"cut\.tar: is cut short: it ends at byte {length} "):
                 scan(path)
+
+
+def test_scan__ordinary_files_come_in_runs(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for index in range(10_000):
+            if index == 6000:
+                link = tarfile.TarInfo("link")
+                link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+                tar.addfile(link)
+            member = tarfile.TarInfo(f"{index}.jpg")
+            if index % 3 == 0:
+                member.name = f"{index}_ö_" + "n" * 120
+                member.pax_headers = {"mtime": "1.5", "comment": "c" * 300}
+            tar.addfile(member)
+        large = tarfile.TarInfo("large")
+        large.size = 65 << 20
+        tar.addfile(large, io.BytesIO(bytes(large.size)))
+        tar.addfile(tarfile.TarInfo("after"))
+    with open(path, "rb") as file:
+        runs = list(scan_tar(FileData(file.fileno()), "x"))
+    sizes = [len(run.sizes) if isinstance(run, Members) else 0 for run in runs]
+    assert sizes == [4096, 6000 - 4096, 0, 4001, 1]
+    assert list(flattened(runs)) == scan_with_tarfile(path)
+
+
+def test_scan__global_comment_does_not_end_the_runs(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "of git archive"}) as tar:
+        for index in range(3):
+            tar.addfile(tarfile.TarInfo(f"{index}.jpg"))
+    with open(path, "rb") as file:
+        (run,) = scan_tar(FileData(file.fileno()), "x")
+    assert isinstance(run, Members)
+    assert run.names.to_pylist() == [b"0.jpg", b"1.jpg", b"2.jpg"]
+
+
+def test_scan__hostile_tars_in_c_as_in_python(hostile_tars: list[Path]) -> None:
+    for path in hostile_tars:
+        found = [(kind, name.rstrip(b"/") if kind == DIRECTORY else name, *rest) for kind, name, *rest in scan(path)]
+        assert found == scan_with_tarfile(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_scan__damage_is_told_in_c_as_in_python(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a.tar"
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w", format=FORMATS[form]) as tar:
+            for _ in range(4):
+                member, payload = random_member(random, form)
+                tar.addfile(member, io.BytesIO(payload))
+        changed = bytearray(content.getvalue()[: -int(random.choice([1, 1024, 9000]))])
+        headers = [at for at in range(0, len(changed) - 511, 512) if changed[at + 257 : at + 262] == b"ustar"]
+        block = int(random.choice(headers))
+        start, stop = [(0, 512), (124, 136), (148, 158), (512, 600)][random.integers(4)]
+        for _ in range(random.integers(1, 4)):
+            at = min(block + int(random.integers(start, stop)), len(changed) - 1)
+            changed[at] = int(random.choice([0, 32, 45, 47, 48, 55, 56, 61, 95, 128, 255, int(random.integers(256))]))
+        if random.random() < 0.8:
+            changed[block : block + 512] = _with_checksum(bytes(changed[block : block + 512]))
+        path.write_bytes(changed)
+        first, *others = in_c_and_in_python(path)
+        assert others == [first, first]
 
 
 def test_scan__damaged_header_is_an_error_that_names_the_place() -> None:
@@ -229,12 +338,49 @@ def test_scan__names_that_no_one_could_use_are_not_kept(tmp_path: Path, form: st
         scan(path)
 
 
-@pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12, b"0000008\0" + bytes(4)])
-def test_scan__sizes_that_cannot_be_are_errors(size: bytes) -> None:
+@pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12, b"\x80\x01" + bytes(10), b"0000008\0" + bytes(4)])
+def test_scan__sizes_that_cannot_be_are_errors(tmp_path: Path, size: bytes) -> None:
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
     header[124:136] = size
+    path = tmp_path / "a.tar"
+    path.write_bytes(_with_checksum(bytes(header)) + bytes(1024))
     with pytest.raises(SourceError, match="damaged tar header at byte 0"):
-        list(scan_tar(_Bytes(_with_checksum(bytes(header)) + bytes(1024)), "x"))
+        scan(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            b"11 path=abc\n",
+            b"99 path=ab\n",
+            b"path=ab\n",
+            b"6 pat\n",
+            b"-5 a=\n",
+            b"12 path=abcd",
+            b"4 a\n",
+            b"0 a=b\n",
+        ),
+        *(b"11 path=ab\n", b"7 path=\n", b"9 size=7\n", b"11 path=ab\n11 path=cd\n", b"11 path=ab\n\0junk", b"5 =b\n"),
+        *(
+            b"7 path=\n" + b"11 path=ab\n",
+            b"12 path=a\nb\n",
+            b"11 path=a\0\n",
+            b"011 path=ab\n",
+            b"",
+            b"\0",
+            b"9 a=b=c\n1",
+        ),
+    ],
+)
+def test_scan__records_of_pax_in_c_as_in_python(tmp_path: Path, content: bytes) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    path = tmp_path / "a.tar"
+    blocks = content + bytes(-len(content) % 512)
+    path.write_bytes(header.tobuf() + blocks + tarfile.TarInfo("own.jpg").tobuf() + bytes(1024))
+    first, *others = in_c_and_in_python(path)
+    assert others == [first, first]
 
 
 def test_is_header__holds_for_tarfile_and_fails_for_each_changed_byte() -> None:

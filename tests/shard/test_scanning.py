@@ -15,9 +15,12 @@ import pyarrow as pa
 import pytest
 
 from dinowds.errors import SourceError
+from dinowds.shard.check import Checks
+from dinowds.shard.layouts import open_sources
 from dinowds.shard.listing import Listing, match_labels
-from dinowds.shard.sources import Source, list_source, open_sources, open_tar
-from dinowds.shard.spool import open_stream, spool
+from dinowds.shard.scanning import scan_sources
+from dinowds.shard.source import Source, SourceFile
+from dinowds.shard.spool import spool
 
 MakeTar = Callable[..., Path]
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
@@ -32,12 +35,9 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def listing_of(path: Path) -> Listing:
-    (source,) = open_sources([path])
-    if source.kind == "folder":
-        return list_source(source, None, lambda _: None)
-    with open_tar(path, str(path)) as data:
-        return list_source(source, data, lambda _: None)
+def listing_of(path: Path, folder: Path | None = None) -> Listing:
+    ((scanned,),) = scan_sources(open_sources([path]), folder, Checks(), 1, lambda _: None)
+    return scanned.listing
 
 
 def quarantine_of(listing: Listing) -> dict[str, str]:
@@ -65,7 +65,6 @@ def test_open__cohort_of_a_folder_is_its_name(tmp_path: Path, monkeypatch: pytes
     [
         (b"", "is empty"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd -d"),
-        (b"PK\x03\x04" + bytes(600), "is a zip.*unpack"),
         (b"text" * 300, "is not a tar"),
         (b"short", "is not a tar"),
     ],
@@ -145,7 +144,14 @@ def test_list__folder_is_sorted_and_follows_no_link(tmp_path: Path, make_image: 
     (root / "b" / "._2.jpg").write_bytes(b"fork")
     (Path(os.fsdecode(os.fsencode(root) + b"/\xff.jpg"))).write_bytes(make_image(1))
     listing = listing_of(root)
-    assert listing.names.to_pylist() == [b"a/x.png", b"a.b/y.jpg", b"b/10.jpg", b"b/2.jpg", b"z.jpg", b"\xff.jpg"]
+    assert listing.images["name"].to_pylist() == [
+        b"a/x.png",
+        b"a.b/y.jpg",
+        b"b/10.jpg",
+        b"b/2.jpg",
+        b"z.jpg",
+        b"\xff.jpg",
+    ]
     assert quarantine_of(listing) == {"b/link.jpg": "symbolic link", "loop": "symbolic link"}
     assert listing.skipped == {"directories": 3, "macOS files": 1}
     before = listing.digest
@@ -154,16 +160,13 @@ def test_list__folder_is_sorted_and_follows_no_link(tmp_path: Path, make_image: 
     assert listing_of(root).digest != before
 
 
-def test_list__labels_go_to_the_images_of_their_stem(tmp_path: Path) -> None:
-    members = {"s/a.jpg": b"x", "s/a.cls": b"7\n", "b.jpg": b"x", "c.cls": b"-2", "c.png": b"x", "c.jpg": b"x"}
-    members |= {"d.jpg": b"x", "d.cls": b"dog", "lost.cls": b"3", "e.jpg": b"x", "e.cls": b"9" * 40, "f.cls": b""}
+def test_list__labels_go_to_the_images_of_their_stem(tmp_path: Path, make_image: Callable[..., bytes]) -> None:
+    image = make_image(0)
+    members = {"s/a.jpg": image, "s/a.cls": b"7\n", "b.jpg": image, "c.cls": b"-2", "c.png": image, "c.jpg": image}
+    members |= {"d.jpg": image, "d.cls": b"dog", "lost.cls": b"3", "e.jpg": image, "e.cls": b"9" * 40, "f.cls": b""}
     listing = listing_of(write_tar(tmp_path / "a.tar", members))
-    found = dict(zip(listing.names.to_pylist(), zip(listing.labels, listing.has_label, strict=True), strict=True))
-    assert {name.decode(): int(label) for name, (label, has) in found.items() if has} == {
-        "s/a.jpg": 7,
-        "c.png": -2,
-        "c.jpg": -2,
-    }
+    found = {row["name"].decode(): row["label"] for row in listing.images.to_pylist()}
+    assert found == {"s/a.jpg": "7", "b.jpg": None, "c.png": "-2", "c.jpg": "-2", "d.jpg": None, "e.jpg": None}
     assert quarantine_of(listing) == {
         "d.cls": "label is not an integer",
         "lost.cls": "label without an image",
@@ -178,22 +181,24 @@ def test_match_labels__of_a_stem_used_twice_go_in_order() -> None:
     assert match_labels(images, labels).tolist() == [1, 0, 2, 2, -1]
 
 
-@pytest.mark.parametrize("compression", COMPRESSORS)
-def test_compressed__stream_and_spool_list_like_the_plain_tar(
-    tmp_path: Path, make_tar: MakeTar, compression: str
-) -> None:
+def columns_of(listing: Listing) -> pa.Table:
+    return listing.images.select(["name", "place", "size"])
+
+
+@pytest.mark.parametrize("packing", COMPRESSORS)
+def test_compressed__stream_and_spool_list_like_the_plain_tar(tmp_path: Path, make_tar: MakeTar, packing: str) -> None:
     plain = make_tar(tmp_path / "a.tar", 30)
     packed = tmp_path / "packed.bin"
-    packed.write_bytes(COMPRESSORS[compression](plain.read_bytes()))
+    packed.write_bytes(COMPRESSORS[packing](plain.read_bytes()))
     (source,) = open_sources([packed])
-    assert (source.kind, source.compression) == ("compressed", compression)
+    assert [(file.kind, file.packing) for file in source.files] == [("tar", packing)]
     expected = listing_of(plain)
-    with open_stream(source) as data:
-        assert list_source(source, data, lambda _: None).digest == expected.digest
-    path = spool(source, tmp_path, lambda _: None)
+    assert columns_of(listing_of(packed)) == columns_of(expected)
+    assert listing_of(packed, tmp_path).digest == expected.digest
+    path = spool(source.files[0], tmp_path, lambda _: None)
     assert path.read_bytes() == plain.read_bytes()
     os.truncate(packed, 0)
-    assert spool(source, tmp_path, lambda _: None) == path
+    assert spool(source.files[0], tmp_path, lambda _: None) == path
 
 
 def test_compressed__joined_tars_and_junk_stream_as_they_list(tmp_path: Path, make_tar: MakeTar) -> None:
@@ -201,40 +206,41 @@ def test_compressed__joined_tars_and_junk_stream_as_they_list(tmp_path: Path, ma
     for number, content in enumerate((joined, joined + bytes(2 << 20) + joined, joined + b"j" * 1000)):
         (tmp_path / "x.tar").write_bytes(content)
         (tmp_path / f"{number}.tar.gz").write_bytes(gzip.compress(content))
-        (source,) = open_sources([tmp_path / f"{number}.tar.gz"])
-        with open_stream(source) as data:
-            streamed = list_source(source, data, lambda _: None)
-        assert streamed.digest == listing_of(tmp_path / "x.tar").digest
-        assert len(streamed.names) == (12 if number == 1 else 6)
+        streamed = listing_of(tmp_path / f"{number}.tar.gz")
+        assert columns_of(streamed) == columns_of(listing_of(tmp_path / "x.tar"))
+        assert len(streamed.images) == (12 if number == 1 else 6)
         assert quarantine_of(streamed) == ({"": "data after the end marker"} if number == 2 else {})
 
 
-@pytest.mark.parametrize("compression", COMPRESSORS)
-def test_compressed__cut_or_damaged_is_an_error(tmp_path: Path, make_tar: MakeTar, compression: str) -> None:
-    content = COMPRESSORS[compression](make_tar(tmp_path / "a.tar", 30).read_bytes())
-    packed = tmp_path / "packed.tar.x"
+@pytest.mark.parametrize("packing", COMPRESSORS)
+def test_compressed__cut_or_damaged_is_an_error(tmp_path: Path, make_tar: MakeTar, packing: str) -> None:
+    content = COMPRESSORS[packing](make_tar(tmp_path / "a.tar", 30).read_bytes())
+    packed, folder = tmp_path / "packed.tar.x", tmp_path / "folder"
+    folder.mkdir()
     half = len(content) // 2
     damaged = content[:half] + bytes(byte ^ 0x55 for byte in content[half : half + 50]) + content[half + 50 :]
     for broken, message in ((content[:half], "is cut short"), (damaged, "cannot be decompressed|cannot be read")):
         packed.write_bytes(broken)
-        (source,) = open_sources([packed])
         with pytest.raises(SourceError, match=message):
-            spool(source, tmp_path, lambda _: None)
+            listing_of(packed, folder)
         # As a stream, bytes that decompress to something else are met by the scan.
-        with pytest.raises(SourceError, match=rf"packed\.tar\.x: .*({message}|tar)"), open_stream(source) as data:
-            list_source(source, data, lambda _: None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "packed.tar.x"]
+        with pytest.raises(SourceError, match=rf"packed\.tar\.x: .*({message}|tar)"):
+            listing_of(packed)
+    assert list(folder.iterdir()) == []
 
 
 def test_compressed__that_is_no_tar_inside_is_an_error(tmp_path: Path) -> None:
     packed = tmp_path / "a.gz"
     packed.write_bytes(gzip.compress(b"text" * 999))
-    (source,) = open_sources([packed])
-    with pytest.raises(SourceError, match=r"a\.gz: is not a tar"), open_stream(source) as data:
-        list_source(source, data, lambda _: None)
+    with pytest.raises(SourceError, match=r"a\.gz: is not a tar"):
+        listing_of(packed)
+    with pytest.raises(SourceError, match=r"a\.gz: is not a tar"):
+        listing_of(packed, tmp_path)
+    assert list(tmp_path.iterdir()) == [packed]
 
 
 def test_open__returns_what_was_given(tmp_path: Path, make_tar: MakeTar) -> None:
     path = make_tar(tmp_path / "a.tar", 1)
     found = path.stat()
-    assert open_sources([path]) == [Source(path, str(path), "a", "tar", "", found.st_size, found.st_mtime_ns)]
+    file = SourceFile(str(path), path, "tar", "", found.st_size, found.st_mtime_ns)
+    assert open_sources([path]) == [Source(str(path), "a", "tar", (file,))]

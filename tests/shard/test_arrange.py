@@ -7,9 +7,10 @@ import itertools
 import tarfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from dinowds.shard.layout import cut_shards, member_bytes, shuffled
+from dinowds.shard.arrange import cut_shards, sample_bytes, shuffled
 from dinowds.shard.ustar import END_BYTES, UstarWriter
 
 
@@ -39,7 +40,7 @@ def test_cut__makes_full_shards_within_the_limits() -> None:
         sizes = random.integers(1, 5000, random.integers(1, 300))
         labels = random.integers(-1, 2, len(sizes))
         limit, most = int(random.integers(3000, 40_000)), int(random.integers(1, 40))
-        num_bytes = member_bytes(sizes, labels)
+        num_bytes = sample_bytes(pa.table({"size": sizes}), labels)
         bounds = cut_shards(num_bytes, limit, most)
         assert bounds[0] == 0
         assert bounds[-1] == len(sizes)
@@ -51,7 +52,7 @@ def test_cut__makes_full_shards_within_the_limits() -> None:
             assert full or total + int(num_bytes[stop]) > limit or stop - start == 1
 
 
-def test_member_bytes__are_those_of_a_written_tar() -> None:
+def test_sample_bytes__are_those_of_a_written_tar() -> None:
     sizes = np.array([1, 511, 512, 513, 100_000])
     for label in (-1, 7):
         file = io.BytesIO()
@@ -61,7 +62,8 @@ def test_member_bytes__are_those_of_a_written_tar() -> None:
             if label >= 0:
                 tar.add(f"{size}.cls", str(label).encode())
         num_bytes, _ = tar.finish()
-        assert num_bytes == len(file.getvalue()) == member_bytes(sizes, np.full(5, label)).sum() + END_BYTES
+        expected = sample_bytes(pa.table({"size": sizes}), np.full(5, label)).sum() + END_BYTES
+        assert num_bytes == len(file.getvalue()) == expected
 
 
 def test_ustar__headers_are_tarfiles() -> None:
