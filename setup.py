@@ -1,7 +1,7 @@
 from setuptools import Extension, find_packages, setup
 
-# A plain C library that ctypes loads. Without a compiler the installation goes on; `dinowds doctor` then says so.
-kernels = Extension(
+# Plain C libraries that ctypes loads. Without a compiler the installation goes on; `dinowds doctor` then says so.
+crops = Extension(
     "dinowds.crops._kernels",
     [f"dinowds/crops/{name}.c" for name in ("kernels", "kernels_v3", "kernels_v4")],
     depends=["dinowds/crops/kernels.c"],
@@ -18,6 +18,13 @@ kernels = Extension(
         "-ffinite-math-only",
     ],
 )
+shard = Extension(
+    "dinowds.shard._kernels",
+    ["dinowds/shard/kernels.c"],
+    optional=True,
+    extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden"],
+)
 setup(
-    packages=[*find_packages(include=["dinowds", "dinowds.*"]), "dinowds.cli", "dinowds.configs"], ext_modules=[kernels]
+    packages=[*find_packages(include=["dinowds", "dinowds.*"]), "dinowds.cli", "dinowds.configs"],
+    ext_modules=[crops, shard],
 )

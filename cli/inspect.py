@@ -88,6 +88,7 @@ def _show(dataset: str, verify: bool, as_json: bool) -> None:
         if verify:
             with _progress() as report:
                 damages = verify_dataset(dataset, report)
+            damages += _stale(dataset)
         try:
             summary = summarize(dataset)
         except DatasetError:
@@ -107,6 +108,17 @@ def _show(dataset: str, verify: bool, as_json: bool) -> None:
         where = first.shard if first.key is None else f"{first.shard}, key {first.key}"
         advice = "make the dataset again, or copy it again"
         raise DatasetError(f"{title}: damage found: {len(damages)}, first in {where}: {first.problem}; {advice}")
+
+
+def _stale(dataset: str) -> list[Damage]:
+    from dinowds.data.location import split_location
+    from dinowds.data.manifest import read_manifest
+    from dinowds.data.verify import Damage
+    from dinowds.interop.stale import stale_indexes
+
+    root, _ = split_location(dataset)
+    problem = "is of another state of the dataset; give 'dinowds index' again"
+    return [Damage(name, None, problem) for name in stale_indexes(root, read_manifest(root))]
 
 
 def _check_options(
@@ -141,6 +153,12 @@ def print_summary(summary: Summary, title: str) -> None:
     if summary.samples_without_slide:
         rows.append(("samples without slide", summary.samples_without_slide))
     rows += [(f"quarantined: {reason}", count) for reason, count in summary.quarantined.items()]
+    rows += [(f"dropped: {reason}", count) for reason, count in summary.metadata.get("dropped", {}).items()]
+    rows += [(what, count) for what, count in summary.metadata.get("quality", {}).items()]
+    if duplicates := summary.metadata.get("duplicates"):
+        rows.append(("exact duplicates", duplicates))
+    if summary.withdrawn_in_shards:
+        rows.append(("withdrawn, but still in shards (see 'dinowds withdraw --rewrite')", summary.withdrawn_in_shards))
     console.print(make_table(title, ("", ""), rows))
     cohorts = [(name, count, summary.slides_per_cohort[name]) for name, count in summary.cohorts.items()]
     console.print(make_table("cohorts", ("cohort", "samples", "slides"), _first(cohorts)))

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import demo, doctor, inspect, order, shard, subset, train
+from . import demo, doctor, index, inspect, merge, order, shard, subset, train, withdraw
 from .shared import print_error, print_notice
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 app.command()(shard.shard)
 app.command()(inspect.inspect)
+app.command()(merge.merge)
+app.command()(withdraw.withdraw)
+app.command()(index.index)
 app.command()(order.order)
 app.command()(subset.subset)
 app.add_typer(train.app, name="train")

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dinowds.data.manifest import Manifest
     from dinowds.shard.build import ShardPlan
 
-LAYOUTS = ("tar", "folder", "hs2p", "stamp", "classes", "paths", "webdataset", "dataset", "reference", "regions")
+Layout = Literal[
+    "auto", "tar", "folder", "hs2p", "stamp", "classes", "paths", "webdataset", "dataset", "reference", "regions"
+]
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_WORKERS = 8
@@ -39,9 +41,10 @@ def default_workers() -> int:
 
 def default_memory() -> int:
     """Half of the memory that this process may still take, bytes."""
+    from dinowds.shard.options import MIN_MEMORY
     from dinowds.world import available_memory
 
-    return available_memory() // 2
+    return max(available_memory() // 2, MIN_MEMORY)
 
 
 _LISTS, _QUALITY, _OUTPUT = "Labels and lists", "Quality and duplicates", "Output"
@@ -57,9 +60,7 @@ Sources = Annotated[
 Out = Annotated[
     str, typer.Option("--out", "-o", help="Folder of the new dataset, or a URL such as s3://bucket/prefix.")
 ]
-LayoutName = Annotated[
-    str, typer.Option(help="How the sources lie on disk: auto, or one of " + ", ".join(LAYOUTS) + ".")
-]
+LayoutName = Annotated[Layout, typer.Option(help="How the sources lie on disk.")]
 CohortName = Annotated[str | None, typer.Option("--cohort", help="Name of all sources' cohort; their own otherwise.")]
 SplitName = Annotated[str | None, typer.Option("--split", help="Of sources that have several: train, query, …")]
 FoldName = Annotated[str | None, typer.Option("--fold", help="Of .npy roots that have several.")]
@@ -118,10 +119,7 @@ Shuffle = Annotated[
     bool,
     typer.Option("--shuffle/--no-shuffle", help="Shuffle, or keep the order of the sources.", rich_help_panel=_OUTPUT),
 ]
-ShardSize = Annotated[
-    str,
-    typer.Option(help="Largest shard: 256MiB, 1GB, 500000. Each worker holds one in memory.", rich_help_panel=_OUTPUT),
-]
+ShardSize = Annotated[str, typer.Option(help="Largest shard: 256MiB, 1GB, 500000.", rich_help_panel=_OUTPUT)]
 MaxCount = Annotated[int | None, typer.Option(help="Largest number of samples in a shard.", rich_help_panel=_OUTPUT)]
 Workers = Annotated[int | None, typer.Option(help="Threads; the cores, at most 8, otherwise.", rich_help_panel=_OUTPUT)]
 Memory = Annotated[
@@ -132,6 +130,20 @@ Memory = Annotated[
         show_default="half of what is free",
         rich_help_panel=_OUTPUT,
     ),
+]
+InPlace = Annotated[
+    bool,
+    typer.Option(
+        "--in-place", help="Write an index alone: the shards are the tars as they are.", rich_help_panel=_OUTPUT
+    ),
+]
+Append = Annotated[
+    bool,
+    typer.Option("--append", help="Add the sources as new cohorts to the dataset in OUT.", rich_help_panel=_OUTPUT),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Work on a dask cluster: local, or tcp://scheduler:port.", rich_help_panel=_OUTPUT),
 ]
 Overwrite = Annotated[
     bool,
@@ -180,6 +192,9 @@ def shard(
     max_count: MaxCount = None,
     workers: Workers = None,
     memory: Memory = None,
+    in_place: InPlace = False,
+    append: Append = False,
+    cluster: Cluster = None,
     overwrite: Overwrite = False,
     staging: Staging = None,
     dry_run: DryRun = False,
@@ -224,6 +239,9 @@ def shard(
         fold=fold,
         verify=verify,
         choice=choice,
+        in_place=in_place,
+        append=append,
+        cluster=cluster,
         overwrite=overwrite,
         staging=staging,
     )

@@ -45,7 +45,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     if pair.status == "ok":  # else torch itself may not import
         yield _devices()
         yield _precision()
-    yield _crops()
+    yield from _compiled()
     yield _cores()
     yield _shared_memory(Path("/dev/shm"))
     yield from _output(folder)
@@ -101,15 +101,17 @@ def _precision() -> Finding:
     return Finding("precision", "ok", f"auto means {'bf16' if computes_bf16(device) else 'fp32'} here")
 
 
-def _crops() -> Finding:
-    """The C library of the `cpu` renderer, without which Pillow makes the crops at a tenth of the speed."""
+def _compiled() -> Iterator[Finding]:
+    """The C libraries, without which crops and sharding take several times as long."""
     from dinowds.crops import cpu
+    from dinowds.shard import kernels
 
-    reason = cpu.missing()
-    if reason is None:
-        return Finding("crops", "ok", "compiled")
-    found, _, advice = reason.rpartition(": ")
-    return Finding("crops", "warning", found, advice)
+    for name, reason in (("crops", cpu.missing()), ("sharding", kernels.missing())):
+        if reason is None:
+            yield Finding(name, "ok", "compiled")
+        else:
+            found, _, advice = reason.rpartition(": ")
+            yield Finding(name, "warning", found, advice)
 
 
 def _cores() -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dinowds.doctor import Finding, _crops, _output, _shared_memory, examine, judge_pair, worst
+from dinowds.doctor import Finding, _compiled, _output, _shared_memory, examine, judge_pair, worst
 from tests.support import run_dinowds
 
 
@@ -53,9 +53,9 @@ def test_output__missing_folder_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_crops__names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _crops() == Finding("crops", "ok", "compiled")
+    assert list(_compiled()) == [Finding(name, "ok", "compiled") for name in ("crops", "sharding")]
     monkeypatch.setattr("dinowds.crops.cpu.missing", lambda: "it is not built: run `pip install -e .`")
-    finding = _crops()
+    finding, _ = _compiled()
     assert (finding.status, finding.found) == ("warning", "it is not built")
     assert finding.advice == "run `pip install -e .`"
 

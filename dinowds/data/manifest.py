@@ -213,5 +213,5 @@ def _why_no_manifest(folder: Path) -> str:
     if not folder.exists():
         return f"{folder}: no such dataset; give the folder that 'dinowds shard --out' wrote"
     if (folder / UNFINISHED_NAME).exists():
-        return f"{folder}: unfinished dataset; run the same 'dinowds shard' command again to go on with it"
+        return f"{folder}: unfinished dataset; run the same command again to go on with it"
     return f"{folder}: has no {MANIFEST_NAME}, so it is not a dataset; give the folder that 'dinowds shard --out' wrote"

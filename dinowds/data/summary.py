@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dinowds.data.dataset import Dataset
+from dinowds.data.withdrawn import withdrawn_in_shards
 
 __all__ = ["Summary", "summarize"]
 
@@ -51,6 +52,8 @@ class Summary:
     formats: dict[str, int]
     quarantined: dict[str, int]
     metadata: dict[str, Any]
+    withdrawn_in_shards: int
+    """Samples that are no longer in the index, but whose bytes are still in the shards."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -95,6 +98,7 @@ def summarize(location: str | Path | Dataset) -> Summary:
         formats=_by_frequency({str(single[0]): count for single, count in formats.items()}),
         quarantined=manifest.quarantined,
         metadata=manifest.metadata,
+        withdrawn_in_shards=sum(withdrawn_in_shards(manifest).values()),
     )
 
 

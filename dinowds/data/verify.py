@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,14 @@ from dinowds.errors import DatasetError
 from dinowds.files import cache_folder
 from dinowds.remote.files import is_remote, shown
 
+IN_PLACE = "in_place"
+"""In the metadata of a dataset whose shards are sources as they came: members have the names of these, labels are in
+the index alone."""
+
+_OF_OTHER_READERS = ".idx"
+"""What 'dinowds index' writes beside shards ends so."""
+
+_STEP = 1 << 20
 _MOST_LINES = 1 << 30
 """Bytes of a quarantine that is read: 10 million lines."""
 
@@ -67,11 +75,12 @@ def verify_dataset(location: str | Path, report: Callable[[int, int], None] | No
             problem = "its sha256 is not the manifest's"
         damages = [Damage(SAMPLES_NAME, None, problem)] if problem else []
         rows = _Rows(folder, manifest)
+        is_in_place = bool(manifest.metadata.get(IN_PLACE))  # of a merged dataset it says which part is
         for position, shard in enumerate(manifest.shards):
             found, problem = rows.of_shard(position)
             if problem:
                 damages.append(Damage(shown(shard.url), None, problem))
-            damages += _verify_shard(files, shard, found)
+            damages += _verify_shard(files, shard, found, is_in_place)
             num_bytes += shard.num_bytes
             if report:
                 report(num_bytes, manifest.num_bytes)
@@ -109,7 +118,11 @@ def _verify_other_files(files: DatasetFiles, manifest: Manifest) -> list[Damage]
     """Shards that no one would read, and the lines of the quarantine against the manifest's counts."""
     listed = {shard.url for shard in manifest.shards}
     found = [f"{SHARDS_NAME}/{name}" for name in files.names(SHARDS_NAME)]
-    damages = [Damage(url, None, "the manifest does not list this file") for url in found if url not in listed]
+    damages = [
+        Damage(url, None, "the manifest does not list this file")
+        for url in found
+        if url not in listed and not url.endswith(_OF_OTHER_READERS)
+    ]
     reasons: Counter[str] = Counter()
     try:
         lines = _content(files, QUARANTINE_NAME).splitlines()
@@ -182,7 +195,7 @@ class _Rows:
             return [], f"{SAMPLES_NAME} cannot be read: its samples were not compared"
         if position >= self._index.num_row_groups:
             return [], f"has no rows in {SAMPLES_NAME}"
-        columns = ["key", "shard", "offset", "size", "ext", "digest", "label", "cohort"]
+        columns = ["key", "shard", "offset", "size", "ext", "digest", "label", "cohort", "source_name"]
         try:
             rows = read_rows(self._index, position, columns).to_pylist()
         except ValueError as error:
@@ -206,14 +219,14 @@ class _Rows:
         return damages
 
 
-def _verify_shard(files: DatasetFiles, shard: Shard, rows: list[dict[str, Any]]) -> list[Damage]:
+def _verify_shard(files: DatasetFiles, shard: Shard, rows: list[dict[str, Any]], is_in_place: bool) -> list[Damage]:
     damages, name = [], shown(shard.url)
     try:
         with files.open(shard.url) as reader:
             if reader.size != shard.num_bytes:
                 problem = f"has {reader.size} bytes, the manifest says {shard.num_bytes}"
                 damages.append(Damage(name, None, problem))
-            found = [Damage(name, *pair) for pair in _verify_samples(reader, rows, shard.num_bytes)]
+            found = [Damage(name, *pair) for pair in _verify_samples(reader, rows, shard.num_bytes, is_in_place)]
             for _ in reader.blocks():
                 pass
     except OSError as error:
@@ -224,40 +237,50 @@ def _verify_shard(files: DatasetFiles, shard: Shard, rows: list[dict[str, Any]])
 
 
 def _verify_samples(
-    reader: HashingReader, rows: list[dict[str, Any]], num_bytes: int
+    reader: HashingReader, rows: list[dict[str, Any]], num_bytes: int, is_in_place: bool
 ) -> Iterator[tuple[str | None, str]]:
     """Compare each sample of a shard of `num_bytes` with its row; yields (key, problem)."""
-    for row in rows:
+    for row in sorted(rows, key=lambda row: int(row["offset"])) if is_in_place else rows:
         gap = row["offset"] - reader.position
         if row["size"] < 0 or not tarfile.BLOCKSIZE <= gap <= num_bytes or row["offset"] + row["size"] > num_bytes:
             yield row["key"], f"its offset or size in {SAMPLES_NAME} cannot be right"
             return
-        header = reader.read(gap)[-tarfile.BLOCKSIZE :]
+        _skip(reader, gap - tarfile.BLOCKSIZE)  # other members, such as those of withdrawn samples
+        header = reader.read(tarfile.BLOCKSIZE)
         payload = reader.read(row["size"])
         if len(payload) < row["size"]:
             yield row["key"], "the shard ends before it"
             continue
-        if problem := _header_problem(header, f"{row['key']}.{row['ext']}", row["size"]):
+        names = [f"{row['key']}.{row['ext']}", *([row["source_name"]] if is_in_place else [])]
+        if problem := _header_problem(header, names, row["size"]):
             yield row["key"], problem
         if xxhash.xxh3_128_digest(payload) != row["digest"]:
             yield row["key"], "its bytes are not those that were written"
-        if row["label"] is not None and (problem := _label_problem(reader, row)):
+        if row["label"] is not None and not is_in_place and (problem := _label_problem(reader, row)):
             yield row["key"], problem
+
+
+def _skip(reader: HashingReader, num_bytes: int) -> None:
+    while num_bytes > 0 and (block := reader.read(min(num_bytes, _STEP))):
+        num_bytes -= len(block)
 
 
 def _label_problem(reader: HashingReader, row: dict[str, Any]) -> str:
     reader.read(-row["size"] % tarfile.BLOCKSIZE)
     text = str(row["label"]).encode()
-    if problem := _header_problem(reader.read(tarfile.BLOCKSIZE), f"{row['key']}.cls", len(text)):
+    if problem := _header_problem(reader.read(tarfile.BLOCKSIZE), [f"{row['key']}.cls"], len(text)):
         return f"its label: {problem}"
     return "" if reader.read(tarfile.BLOCKSIZE).rstrip(b"\0") == text else "its label is not the one that was written"
 
 
-def _header_problem(header: bytes, name: str, size: int) -> str:
+def _header_problem(header: bytes, names: Sequence[str], size: int) -> str:
+    """What is wrong with the header of a member that has one of these names; a name that does not fit in it is not
+    compared: it stands in a header before.
+    """
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
     except tarfile.HeaderError:
         return "its header is damaged"
-    if info.name != name:
-        return f"its member is called {info.name!r}, expected {name!r}"
+    if info.name not in names and all(len(name) <= tarfile.LENGTH_NAME and name.isascii() for name in names):
+        return f"its member is called {info.name!r}, expected {names[-1]!r}"
     return "" if info.size == size else f"its header says {info.size} bytes, {SAMPLES_NAME} says {size}"

@@ -61,6 +61,8 @@ def join_listings(sources: Sequence[Source], scanned: Sequence[Sequence[Scanned]
     table = pa.concat_tables([file.listing.images for file in flat], promote_options="default").unify_dictionaries()
     table = table.append_column("file", pa.array(np.repeat(np.arange(len(flat), dtype=np.int32), counts)))
     cohorts = list(dict.fromkeys(source.cohort for source in sources))
+    have_own = [any("cohort" in file.listing.images.column_names for file in files) for files in scanned]
+    maybe_empty = {source.cohort for source, own in zip(sources, have_own, strict=True) if own}
     of_file = [cohorts.index(source.cohort) for source, files in zip(sources, scanned, strict=True) for _ in files]
     cohort_of = np.repeat(np.array(of_file, np.int32), counts)
     if "cohort" in table.column_names:
@@ -70,7 +72,11 @@ def join_listings(sources: Sequence[Source], scanned: Sequence[Sequence[Scanned]
             if name not in cohorts:
                 cohorts.append(name)
             cohort_of[pc.fill_null(pc.equal(own, name), False).to_numpy(zero_copy_only=False)] = cohorts.index(name)
-    return Images(table.combine_chunks(), tuple(file.file for file in flat), tuple(cohorts), cohort_of)
+    counted = np.bincount(cohort_of, minlength=len(cohorts))
+    named = [at for at, name in enumerate(cohorts) if counted[at] or name not in maybe_empty]
+    cohort_of = np.searchsorted(named, cohort_of).astype(np.int32)
+    names = tuple(cohorts[at] for at in named)
+    return Images(table.combine_chunks(), tuple(file.file for file in flat), names, cohort_of)
 
 
 def shuffled(count: int, seed: int) -> Int64s:
@@ -86,7 +92,7 @@ def sample_bytes(images: Any, labels: Int64s) -> Int64s:
     """int64 [N]: what each sample takes in a tar: header and padded payload of its image, of its label (two blocks)
     and of its further members.
     """
-    num_bytes = BLOCK + padded(images["size"].to_numpy()) + np.where(labels >= 0, 2 * BLOCK, 0)
+    num_bytes: Int64s = BLOCK + padded(images["size"].to_numpy()) + np.where(labels >= 0, 2 * BLOCK, 0)
     if "extras" in images.column_names:
         extras = images["extras"].combine_chunks()
         of = pc.list_parent_indices(extras).to_numpy()

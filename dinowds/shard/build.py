@@ -5,44 +5,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from dinowds.data.manifest import Manifest
+from dinowds.data.dataset import Dataset
+from dinowds.data.manifest import Manifest, read_manifest, write_manifest
 
-from .arrange import Images, Int64s, cut_shards, join_listings, sample_bytes, shuffled
+from .appending import check_append, extend_labels, join_manifests, next_shard
+from .arrange import Images, Int64s, join_listings
+from .changes import added_at_end, replace_index
 from .check import Checks
 from .choice import Chosen
-from .external import bucket_of_shard, bucket_path, deal, is_larger_than
+from .engine import Engine, open_engine
 from .finish import write_dataset_index
+from .in_place import index_in_place
+from .layouts import kind_of
 from .options import ShardOptions, dataset_name, fingerprint_of, open_all
-from .output import output_errors, shard_url
+from .output import output_errors, shard_url, tar_path
+from .progress import Progress, Report, ShardProgress
 from .records import choose_salts
-from .scanning import Scanned, scan_sources
+from .scanning import Scanned
 from .selecting import count_quality, select
 from .source import Source, check_unchanged
-from .threads import write_shards
+from .tarplan import check_members
 from .ustar import END_BYTES
 from .workspace import Workspace, claim
-from .writer import Job, ShardTask, read_rows
+from .writer import Job, sample_keys_of
+from .writing import lay_out, write_missing
 
 __all__ = ["ShardOptions", "ShardPlan", "ShardProgress", "build_dataset", "plan_dataset"]
 
-
-@dataclass(frozen=True)
-class ShardProgress:
-    """How far a run is. `list` counts members; `deal` (to buckets on disk), `write` and `index` the whole."""
-
-    phase: Literal["list", "deal", "write", "index"]
-    samples: int = 0
-    total_samples: int = 0
-    num_bytes: int = 0
-    total_bytes: int = 0
+Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,26 +54,6 @@ class ShardPlan:
     skipped: dict[str, int]
     dropped: dict[str, int]
     notices: tuple[str, ...]
-
-
-Report = Callable[[ShardProgress], None]
-Notice = Callable[[str], None]
-
-
-class _Layout(NamedTuple):
-    """The order of the samples, and where in it each shard begins (and the last ends)."""
-
-    order: Int64s
-    bounds: list[int]
-    num_bytes: Int64s
-    """int64 [N]: what each sample takes in a tar, in that order."""
-
-    @property
-    def num_shards(self) -> int:
-        return len(self.bounds) - 1
-
-    def part(self, shard: int) -> Int64s:
-        return self.order[self.bounds[shard] : self.bounds[shard + 1]]
 
 
 def build_dataset(
@@ -102,49 +78,81 @@ def build_dataset(
         OutputError, StorageError: `out` holds something else, or cannot be written.
         ConfigError: an option cannot work.
     """
-    report = report or (lambda _: None)
+    report, notice = report or (lambda _: None), notice or (lambda _: None)
     opened, output = open_all(sources, out, options)
     fingerprint = fingerprint_of(opened, output, options)
-    with output_errors(output.root), claim(output, options.overwrite, fingerprint) as workspace:
+    with (
+        output_errors(output.root),
+        claim(output, options.overwrite, fingerprint, changes_dataset=options.append) as workspace,
+    ):
         if workspace.is_whole:
             manifest = workspace.publish_again()
         else:
-            manifest = _make(workspace, opened, options, report, notice or (lambda _: None))
+            with open_engine(options.cluster, options.workers) as engine:
+                manifest = _make(workspace, opened, options, engine, report, notice)
         workspace.end()
     return manifest
 
 
 def _make(
-    workspace: Workspace, sources: Sequence[Source], options: ShardOptions, report: Report, notice: Notice
+    workspace: Workspace,
+    sources: Sequence[Source],
+    options: ShardOptions,
+    engine: Engine,
+    report: Report,
+    notice: Notice,
 ) -> Manifest:
     """List, write and publish what an earlier run has not."""
-    scanned = _scan(sources, workspace.folder, options, report)
+    output = workspace.output
+    before = read_manifest(output.root) if options.append else None
+    scanned = _scan(sources, workspace.folder, options, engine, report)
     flat = [file for files in scanned for file in files]
     originals = [file for source in sources for file in source.files]
-    spools = [now.file.file for now, before in zip(flat, originals, strict=True) if now.file.file != before.file]
-    workspace.begin({file.file.path: file.listing.digest for file in flat}, spools)
+    spools = [now.file.file for now, given in zip(flat, originals, strict=True) if now.file.file != given.file]
+    digests = {file.file.path: file.listing.digest for file in flat}
+    workspace.begin(digests | ({str(output.root): before.samples_sha256} if before else {}), spools)
     images, chosen = _choose(sources, scanned, options)
+    if before is not None:
+        check_append(str(output.root), before, kind_of(sources[0]), images.cohorts)
+        chosen = extend_labels(before, chosen)
     for line in chosen.notices:
         notice(line)
-    layout = _lay_out(images, chosen.labels, options)
-    name = dataset_name(workspace.output, options)
-    job = Job(images.files, images.cohorts, options.key_pattern, workspace.output, name)
-    _write_missing(job, images, chosen.labels, layout, options, report)
+    name, first = (dataset_name(output, options), 0) if before is None else (before.name, next_shard(before))
+    job = Job(images.files, images.cohorts, options.key_pattern, output, name)
+    table = _with_keys(images, chosen.labels, None if before is None else _keys_of(output.root))
+    if "extras" in table.column_names:
+        check_members(sample_keys_of(job, table), table)
+    if options.in_place:
+        progress = Progress("write", images, [np.arange(len(images))], report)
+        tars = index_in_place(job, table, first, options.workers, progress.advance)
+        shards = {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
+    else:
+        layout = lay_out(images, chosen.labels, options)
+        write_missing(job, replace(images, table=table), layout, first, options.memory, engine, report)
+        shards = {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
     check_unchanged(sources)
     report(ShardProgress("index", len(images), len(images)))
-    manifest = write_dataset_index(
-        workspace,
-        "region" if sources[0].layout == "regions" else "image",
-        name,
-        options.seed,
-        options.shuffle,
-        images.cohorts,
-        chosen.label_names,
-        flat,
-        layout.num_shards,
-        _metadata(sources, scanned, images, chosen),
+    manifest = Manifest(
+        name=name,
+        kind=kind_of(sources[0]),
+        shards=(),
+        cohorts=dict.fromkeys(images.cohorts, 0),
+        label_names=chosen.label_names,
+        seed=options.seed,
+        samples_sha256="",
+        metadata=_metadata(sources, scanned, images, chosen, options),
+        shuffled=options.shuffle and not options.in_place,
     )
-    workspace.publish(manifest)
+    if before is None:
+        manifest = write_dataset_index(workspace, manifest, shards, flat)
+        write_manifest(workspace.folder, manifest)
+        workspace.publish(manifest)
+        return manifest
+    manifest = write_dataset_index(workspace, join_manifests(before, manifest), shards, flat, before)
+    moved = {} if options.in_place else {tar_path(workspace.folder, n).name: url for n, url in shards.items()}
+    manifest, notices = replace_index(workspace, before, manifest, moved, remap=added_at_end(len(images)))
+    for line in notices:
+        notice(line)
     return manifest
 
 
@@ -158,9 +166,10 @@ def plan_dataset(
     report = report or (lambda _: None)
     opened, output = open_all(sources, out, options)
     Workspace(output, options.overwrite, fingerprint_of(opened, output, options)).check()
-    scanned = _scan(opened, None, options, report)
+    with open_engine(None, options.workers) as engine:
+        scanned = _scan(opened, None, options, engine, report)
     images, chosen = _choose(opened, scanned, options)
-    layout = _lay_out(images, chosen.labels, options)
+    layout = lay_out(images, chosen.labels, options)
     quarantined: Counter[str] = Counter()
     for file in (file for files in scanned for file in files):
         quarantined.update(file.listing.quarantine["reason"].to_pylist())
@@ -178,12 +187,14 @@ def plan_dataset(
     )
 
 
-def _scan(sources: Sequence[Source], folder: Path | None, options: ShardOptions, report: Report) -> list[list[Scanned]]:
+def _scan(
+    sources: Sequence[Source], folder: Path | None, options: ShardOptions, engine: Engine, report: Report
+) -> list[list[Scanned]]:
     choice = options.choice
     is_decoded = options.verify == "decode" or choice.drop_blank or choice.min_sharpness is not None
-    checks = Checks(options.verify, choice.drop_duplicates, is_decoded)
+    checks = Checks(options.verify, choice.drop_duplicates or options.in_place, is_decoded)
     report(ShardProgress("list"))
-    return scan_sources(sources, folder, checks, options.workers, lambda seen: report(ShardProgress("list", seen)))
+    return engine.scan(sources, folder, checks, lambda seen: report(ShardProgress("list", seen)))
 
 
 def _choose(
@@ -195,100 +206,37 @@ def _choose(
     return images.filter(chosen.kept), replace(chosen, labels=chosen.labels[chosen.kept])
 
 
-def _lay_out(images: Images, labels: Int64s, options: ShardOptions) -> _Layout:
-    order = shuffled(len(images), options.seed) if options.shuffle else np.arange(len(images), dtype=np.int64)
-    num_bytes = sample_bytes(images.table, labels)[order]
-    return _Layout(order, cut_shards(num_bytes, options.shard_size, options.max_count), num_bytes)
-
-
-def _write_missing(
-    job: Job, images: Images, labels: Int64s, layout: _Layout, options: ShardOptions, report: Report
-) -> None:
-    """Write the shards that an earlier run has not written, or not uploaded."""
-    shards = range(layout.num_shards)
-    sizes = {index: before.num_bytes for index in shards if (before := read_rows(job.folder, index)) is not None}
-    present = job.output.present(sizes, partial(shard_url, job.name))
-    missing = [index for index in shards if index not in present]
-    if not missing:
-        return
+def _with_keys(images: Images, labels: Int64s, taken: Any) -> Any:
+    """The columns of the images with `label` as a number, `salt` and `cohort`; no key is one of `taken`."""
     prefixes = [file.prefix for file in images.files]
     kept = images.column("key") if "key" in images.table.column_names else None
-    salts = choose_salts(
-        images.column("name"), prefixes, images.numbers("file"), images.cohorts, images.cohort_of, kept
-    )
-    workers = min(options.workers, len(missing))
-    done: Callable[[int], None] = _nothing
-    if is_larger_than(images, options.memory):
-        images, done, workers = _deal(job, images, layout, missing, options, report)
-        job = replace(job, files=images.files)
-    columns = {"label": labels, "salt": salts, "cohort": images.cohort_of}
+    names, files = images.column("name"), images.numbers("file")
+    salts = choose_salts(names, prefixes, files, images.cohorts, images.cohort_of, kept, taken)
     table = images.table.drop_columns([name for name in ("label",) if name in images.table.column_names])
-    for name, values in columns.items():
+    for name, values in (("label", labels), ("salt", salts), ("cohort", images.cohort_of)):
         table = table.append_column(name, pa.array(values))
-    tasks = (partial(_task, table, index, layout.part(index)) for index in missing)
-    count = _Count("write", images, [layout.part(index) for index in missing], report)
-    write_shards(job, tasks, workers, count.advance, done)
+    return table
 
 
-def _task(table: Any, index: int, part: Int64s) -> ShardTask:
-    return ShardTask(index, table.take(pa.array(part)))
-
-
-def _deal(
-    job: Job, images: Images, layout: _Layout, missing: Sequence[int], options: ShardOptions, report: Report
-) -> tuple[Images, Callable[[int], None], int]:
-    """Put the images into buckets; they in these, what to do with a shard that is done, and how many are written at
-    once. Half of the memory is for tars.
-    """
-    assert options.memory is not None
-    step = options.memory // 4
-    shard_bytes = np.add.reduceat(layout.num_bytes, layout.bounds[:-1])
-    of_shard = bucket_of_shard(shard_bytes, step)
-    bucket_of = np.empty(len(images), np.int64)
-    bucket_of[layout.order] = np.repeat(of_shard, np.diff(layout.bounds))
-    left = Counter(of_shard[missing].tolist())
-    is_needed = np.isin(np.arange(of_shard.max() + 1), list(left))
-    count = _Count("deal", images, [np.flatnonzero(is_needed[bucket_of])], report)
-    dealt = deal(images, bucket_of, is_needed, job.folder, f"{step} {layout.num_shards}", step, count.advance)
-
-    def done(shard: int) -> None:
-        left[bucket := int(of_shard[shard])] -= 1
-        if not left[bucket]:
-            bucket_path(job.folder, bucket).unlink(missing_ok=True)
-
-    workers = max(1, min(options.workers, len(missing), (options.memory - step) // int(shard_bytes.max())))
-    return dealt, done, workers
-
-
-def _nothing(shard: int) -> None:
-    """Of what is gathered from the sources, nothing is left behind."""
-
-
-class _Count:
-    """Adds up what is done of the samples `parts`; the rest was done before."""
-
-    def __init__(
-        self, phase: Literal["deal", "write"], images: Images, parts: Sequence[npt.NDArray[np.int64]], report: Report
-    ) -> None:
-        sizes = images.numbers("size")
-        self._report = report
-        self._phase: Literal["deal", "write"] = phase
-        self._total, self._total_bytes = len(images), int(sizes.sum())
-        self._samples = self._total - sum(len(part) for part in parts)
-        self._bytes = self._total_bytes - sum(int(sizes[part].sum()) for part in parts)
-        self.advance(0, 0)
-
-    def advance(self, samples: int, num_bytes: int) -> None:
-        self._samples, self._bytes = self._samples + samples, self._bytes + num_bytes
-        self._report(ShardProgress(self._phase, self._samples, self._total, self._bytes, self._total_bytes))
+def _keys_of(root: Path) -> Any:
+    """All keys of a dataset, an Arrow array of text."""
+    return Dataset.open(root).columns(["key"])["key"].combine_chunks()
 
 
 def _metadata(
-    sources: Sequence[Source], scanned: Sequence[Sequence[Scanned]], images: Images, chosen: Chosen
+    sources: Sequence[Source],
+    scanned: Sequence[Sequence[Scanned]],
+    images: Images,
+    chosen: Chosen,
+    options: ShardOptions,
 ) -> dict[str, Any]:
-    known = {source.cohort: source.metadata for source in sources if source.metadata}
-    quality = count_quality(images)
-    parts = {"skipped": _skipped(scanned), "dropped": chosen.dropped, "quality": quality, "cohorts": known}
+    parts: dict[str, Any] = {
+        "skipped": _skipped(scanned),
+        "dropped": chosen.dropped,
+        "quality": count_quality(images),
+        "cohorts": {source.cohort: source.metadata for source in sources if source.metadata},
+        "in_place": options.in_place,
+    }
     return {name: part for name, part in parts.items() if part}
 
 

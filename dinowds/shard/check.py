@@ -36,7 +36,7 @@ from .images import (
 )
 
 REASONS = ("", NOT_AN_IMAGE, CUT_SHORT, DAMAGED, TOO_LARGE, OTHER_VALUES)
-EXTENSIONS = ("jpg", "png", "tif", "webp", "bmp", "gif", "jp2")
+EXTENSIONS = ("jpg", "png", "tif", "webp", "bmp", "gif", "jp2", "npy")
 
 STATISTICS_SIDE = 256
 """The shorter side, px, that statistics are made at: a larger image is reduced by 2, 4 or 8, but not below this."""

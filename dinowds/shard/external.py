@@ -22,7 +22,7 @@ import pyarrow as pa
 from dinowds.files import fsync_folder, write_atomic
 
 from .arrange import Images
-from .reader import Reader
+from .reader import Reader, allow_open_files
 from .source import SourceFile, path_text
 
 Int64s = npt.NDArray[np.int64]
@@ -111,19 +111,20 @@ def _copy(
     for path in paths:
         path.write_bytes(b"")
     ends = np.cumsum(sizes[source_order])
-    room = np.empty(max(step, int(sizes.max())), np.uint8)
-    no_digests = np.empty((0, 16), np.uint8)
-    with closing(Reader(images.files)) as reader:
+    no_digests, no_digest = np.empty((0, 16), np.uint8), np.full(len(source_order), -1)
+    with closing(Reader(images.files, allow_open_files(len(images.files)))) as reader:
         start = 0
         while start < len(source_order):
             before = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, before + step, "right")))
             run = source_order[start:stop]
-            run = run[np.argsort(bucket_of[run], kind="stable")]
-            to = np.cumsum(sizes[run]) - sizes[run]
-            run_names = names.take(pa.array(run))
-            reader.read(files[run], run_names, places[run], sizes[run], to, room, no_digests, report)
-            _append(bucket_of[run], to, int(ends[stop - 1]) - before, room, folder)
+            grouped = np.argsort(bucket_of[run], kind="stable")
+            to = np.empty(len(run), np.int64)
+            to[grouped] = np.cumsum(sizes[run][grouped]) - sizes[run][grouped]
+            room = reader.room(int(ends[stop - 1]) - before)
+            reader.read(files[run], names, run, places[run], sizes[run], to, no_digest[: len(run)], room, no_digests)
+            report(len(run), len(room))
+            _append(bucket_of[run][grouped], to[grouped], room, folder)
             start = stop
     for path in paths:
         with open(path, "rb") as file:
@@ -131,10 +132,10 @@ def _copy(
     fsync_folder(folder)
 
 
-def _append(bucket_of: Int64s, to: Int64s, num_bytes: int, room: Any, folder: Path) -> None:
+def _append(bucket_of: Int64s, to: Int64s, room: Any, folder: Path) -> None:
     """Append each bucket's part of a run, which is sorted by bucket."""
     buckets, first = np.unique(bucket_of, return_index=True)
-    edges = [*to[first].tolist(), num_bytes]
+    edges = [*to[first].tolist(), len(room)]
     for bucket, start, stop in zip(buckets.tolist(), edges[:-1], edges[1:], strict=True):
         with open(bucket_path(folder, bucket), "ab", buffering=0) as file:
             part = memoryview(room)[start:stop]

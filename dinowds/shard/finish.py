@@ -1,33 +1,26 @@
-"""The end of a run: finished shards get their names, and the index is written; the manifest last."""
+"""The end of a run: the index of all shards, the quarantine, and the manifest that describes them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dinowds.data.index.rowgroups import footer_sha256
-from dinowds.data.manifest import (
-    QUARANTINE_NAME,
-    SAMPLES_NAME,
-    SAMPLES_SCHEMA,
-    Kind,
-    Manifest,
-    Shard,
-    write_manifest,
-)
+from dinowds.data.manifest import QUARANTINE_NAME, SAMPLES_NAME, Manifest, Shard
 from dinowds.errors import OutputError
 from dinowds.files import atomic_write, sha256_of
 
 from .choice.quality import find_duplicates
+from .indexfile import IndexReader, joined_schema, write_index
 from .listing import Listing
-from .output import shard_url
 from .records import decode_name
 from .scanning import Scanned
 from .workspace import Workspace
@@ -36,75 +29,92 @@ from .writer import DoneShard, read_rows
 
 def write_dataset_index(
     workspace: Workspace,
-    kind: Kind,
-    name: str,
-    seed: int,
-    is_shuffled: bool,
-    cohorts: Sequence[str],
-    label_names: tuple[str, ...],
+    manifest: Manifest,
+    shards: Mapping[int, str],
     scanned: Sequence[Scanned],
-    num_shards: int,
-    metadata: dict[str, Any],
+    before: Manifest | None = None,
 ) -> Manifest:
-    """Write the index and the manifest of a run whose shards are all done into the work folder.
+    """Write samples.parquet and quarantine.jsonl of a run whose shards are all done into the work folder.
 
-    Raises OutputError where a finished shard is gone.
+    Args:
+        manifest: what is known of the dataset; its cohorts without counts.
+        shards: number of a shard in the work folder → its URL.
+        before: of the dataset in the output that this run adds to.
+
+    Returns:
+        The whole manifest.
+
+    Raises:
+        OutputError: a finished shard is gone.
     """
-    shards: list[Shard] = []
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(before.cohorts if before else {})
     digests: list[npt.NDArray[np.uint8]] = []
-    schema = _done(workspace, 0).rows.schema
-    with (
-        atomic_write(workspace.folder / SAMPLES_NAME) as file,
-        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        for index in range(num_shards):
-            done = _done(workspace, index)
-            writer.write_table(_with_shard(done.rows, index), row_group_size=len(done.rows))
+    written = list(before.shards) if before else []
+    schema = _done(workspace, next(iter(shards))).rows.schema
+    with ExitStack() as stack:
+        root = workspace.output.root
+        old = stack.enter_context(closing(IndexReader(root / SAMPLES_NAME, before))) if before else None
+        if old is not None:
+            schema = joined_schema([old.schema, schema], [str(root), "the new samples"])
+        index = stack.enter_context(write_index(workspace.folder / SAMPLES_NAME, schema))
+        for group in range(len(written)):
+            assert old is not None
+            rows = old.read(group)
+            digests.append(_digests(rows))
+            index.write(rows)
+        for number, url in shards.items():
+            done = _done(workspace, number)
+            digests.append(_digests(done.rows))
+            index.write(done.rows)
             for count in done.rows["cohort"].value_counts().to_pylist():
                 counts[count["values"]] += count["counts"]
-            digests.append(np.frombuffer(done.rows["digest"].combine_chunks().buffers()[1], np.uint8).reshape(-1, 16))
-            shards.append(Shard(shard_url(name, index), len(done.rows), done.num_bytes, done.sha256))
-    duplicates = int(np.count_nonzero(find_duplicates(np.concatenate(digests))))
-    manifest = Manifest(
-        name=name,
-        kind=kind,
-        shards=tuple(shards),
-        cohorts={cohort: counts[cohort] for cohort in cohorts},
-        label_names=label_names,
-        seed=seed,
-        samples_sha256=sha256_of(workspace.folder / SAMPLES_NAME),
-        samples_footer_sha256=footer_sha256(workspace.folder / SAMPLES_NAME),
-        quarantined=_write_quarantine(workspace, scanned),
-        metadata=metadata | ({"duplicates": duplicates} if duplicates else {}),
-        shuffled=is_shuffled,
+            written.append(Shard(url, len(done.rows), done.num_bytes, done.sha256))
+    metadata = dict(manifest.metadata)
+    if duplicates := int(np.count_nonzero(find_duplicates(np.concatenate(digests)))):
+        metadata["duplicates"] = duplicates
+    reasons = _write_quarantine(workspace, scanned, before)
+    samples = workspace.folder / SAMPLES_NAME
+    return replace(
+        manifest,
+        shards=tuple(written),
+        cohorts={cohort: counts[cohort] for cohort in manifest.cohorts},
+        samples_sha256=sha256_of(samples),
+        samples_footer_sha256=footer_sha256(samples),
+        quarantined=dict(sorted(reasons.items())),
+        metadata=metadata,
     )
-    write_manifest(workspace.folder, manifest)
-    return manifest
 
 
-def _done(workspace: Workspace, index: int) -> DoneShard:
-    done = read_rows(workspace.folder, index)
+def _done(workspace: Workspace, number: int) -> DoneShard:
+    done = read_rows(workspace.folder, number)
     if done is None:
-        raise OutputError(f"{workspace.output}: its unfinished shard {index} is damaged; give the same command again")
+        raise OutputError(f"{workspace.output}: its unfinished shard {number} is damaged; give the same command again")
     return done
 
 
-def _with_shard(rows: Any, shard: int) -> Any:
-    position = SAMPLES_SCHEMA.get_field_index("shard")
-    return rows.set_column(position, SAMPLES_SCHEMA.field("shard"), pa.array(np.full(len(rows), shard, np.int32)))
+def _digests(rows: Any) -> npt.NDArray[np.uint8]:
+    """uint8 [N, 16]."""
+    column = rows["digest"].combine_chunks()
+    values = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 16)
+    return values[column.offset : column.offset + len(column)]
 
 
-def _write_quarantine(workspace: Workspace, scanned: Sequence[Scanned]) -> dict[str, int]:
-    """Write quarantine.jsonl, file by file in the order of the file; the number of lines of each reason."""
-    reasons: Counter[str] = Counter()
+def _write_quarantine(workspace: Workspace, scanned: Sequence[Scanned], before: Manifest | None) -> Counter[str]:
+    """Write quarantine.jsonl, file by file in the order of the file, after what was there; lines of each reason."""
+    reasons: Counter[str] = Counter(before.quarantined if before else {})
     with atomic_write(workspace.folder / QUARANTINE_NAME) as out:
+        out.writelines(_lines(workspace.output.root / QUARANTINE_NAME) if before else ())
         for file, listing in scanned:
             for member, reason in _left_out(listing):
                 line = {"source": file.path, "member": member, "reason": reason}
                 out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 reasons[reason] += 1
-    return dict(sorted(reasons.items()))
+    return reasons
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from file
 
 
 def _left_out(listing: Listing) -> Iterator[tuple[str, str]]:

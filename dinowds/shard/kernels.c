@@ -290,17 +290,19 @@ EXPORT void dinowds_hash_strings(const uint8_t *bytes, const int64_t *offsets, i
 
 /* ---- The members of a tar ---- */
 
-enum { BLOCK = 512, WINDOW = 2048, MAX_METADATA = 8192, MAX_NAME = 4096, AHEAD = 8 << 20 };
+enum { BLOCK = 512, MAX_METADATA = 8192, MAX_NAME = 4096, AHEAD = 8 << 20 };
 
-/* What was last read of a tar: a metadata header, what it says and the header after it mostly come in one read. */
+/* What was last read of a tar. */
 typedef struct {
     int file;
     int64_t start, filled, advised;
-    uint8_t bytes[WINDOW + MAX_METADATA];
+    uint8_t bytes[MAX_METADATA + BLOCK];
 } TarWindow;
 
-/* `size` bytes at `offset`, at most MAX_METADATA; NULL where they cannot be read. */
-static const uint8_t *tar_bytes(TarWindow *window, int64_t offset, int64_t size) {
+static int64_t padded(int64_t size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
+
+/* `size` bytes at `offset`; NULL where they cannot be read. Where they must be read, up to `ahead` bytes are. */
+static const uint8_t *tar_bytes(TarWindow *window, int64_t offset, int64_t size, int64_t ahead) {
     if (offset < window->start || offset + size > window->start + window->filled) {
 #ifdef POSIX_FADV_WILLNEED
         if (offset + size > window->advised) { /* a cold tar comes in large reads */
@@ -309,7 +311,7 @@ static const uint8_t *tar_bytes(TarWindow *window, int64_t offset, int64_t size)
         }
 #endif
         window->start = offset;
-        window->filled = read_at(window->file, window->bytes, size > WINDOW ? size : WINDOW, offset);
+        window->filled = read_at(window->file, window->bytes, ahead, offset);
         if (window->filled < size) return NULL;
     }
     return window->bytes + (offset - window->start);
@@ -408,17 +410,18 @@ EXPORT int64_t dinowds_walk_tar(
     while (count < room && offset < stop) {
         uint8_t *name = names + offsets[count];
         int64_t name_size = 0;
-        const uint8_t *header = tar_bytes(&window, offset, BLOCK);
+        const uint8_t *header = tar_bytes(&window, offset, BLOCK, BLOCK);
         int64_t size = header ? header_size(header) : -1;
         if (size >= 0 && (header[156] == 'x' || header[156] == 'L')) {
             int is_pax = header[156] == 'x';
-            const uint8_t *content = size > MAX_METADATA ? NULL : tar_bytes(&window, offset + BLOCK, size);
+            if (size > MAX_METADATA) break;
+            const uint8_t *content = tar_bytes(&window, offset + BLOCK, size, padded(size) + BLOCK);
             if (!content) break;
             name_size = is_pax ? pax_path(content, size, name) : text_size(content, size);
             if (name_size < 0 || name_size > MAX_NAME) break;
             if (!is_pax) memcpy(name, content, (size_t)name_size);
-            offset += BLOCK + (size + BLOCK - 1) / BLOCK * BLOCK;
-            header = tar_bytes(&window, offset, BLOCK);
+            offset += BLOCK + padded(size);
+            header = tar_bytes(&window, offset, BLOCK, BLOCK);
             size = header ? header_size(header) : -1;
         }
         if (size < 0 || (header[156] != '0' && header[156] != 0)) break;
@@ -429,7 +432,7 @@ EXPORT int64_t dinowds_walk_tar(
         places[count] = offset + BLOCK;
         sizes[count] = size;
         offsets[++count] = (name - names) + name_size;
-        offset += BLOCK + (size + BLOCK - 1) / BLOCK * BLOCK;
+        offset += BLOCK + padded(size);
         *next = offset;
     }
     *advised = window.advised;
@@ -441,7 +444,7 @@ EXPORT int64_t dinowds_walk_tar(
 enum { WHOLE, NOT_AN_IMAGE, CUT_SHORT, DAMAGED, TOO_LARGE }; /* REASONS in check.py */
 enum { JPG, PNG };                                           /* EXTENSIONS in check.py */
 enum { DONE = 0, LEFT = -1, CHANGED = -2 };                  /* states; above 0: errno */
-enum { LOOK = 4096 };                                        /* bytes that are read to look at a header */
+enum { LOOK = 1024 };                                        /* bytes that are read to look at a header */
 
 /* A payload, and what was last read of it. */
 typedef struct {

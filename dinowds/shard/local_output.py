@@ -1,7 +1,8 @@
 """A dataset in a local folder.
 
 Everything unfinished lies in `OUT/.unfinished`. A dataset that is replaced stays whole until the new one is: only then
-its files go, the new ones come by renames, and the manifest is the first to go and the last to come.
+its files go, the new ones come by renames, and the manifest is the first to go and the last to come. One that is
+changed (`changes`) goes the same way, but for the files that stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from dinowds.data.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
     SAMPLES_NAME,
-    SHARDS_NAME,
     SUBSETS_NAME,
     UNFINISHED_NAME,
     Manifest,
@@ -25,11 +25,25 @@ from dinowds.data.manifest import (
 )
 from dinowds.errors import OutputError
 from dinowds.files import fsync_folder
+from dinowds.interop.names import ENERGON, list_interop_files
 
-from .output import Found, LostShard, Notes, foreign_name, is_subset_file, listed_shards, shard_index, tar_path
+from .output import (
+    Found,
+    LostShard,
+    Notes,
+    foreign_name,
+    is_own_shard,
+    is_subset_file,
+    listed_shards,
+    shard_index,
+    tar_path,
+)
 
 STATE_NAME = "state.json"
 REPLACED_NAME = "replaced.json"
+CHANGES_NAME = "changes.json"
+"""What becomes of the files of a dataset that is changed, see `changes`: {"moved": {name in the work folder: place},
+"removed": [place]}."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class LocalOutput:
         if not self.root.is_dir():
             raise OutputError(f"{self}: is a file, expected a folder that does not exist yet; give another --out")
         manifest = self.root / MANIFEST_NAME
-        known = listed_shards(read_json(manifest)).union(*self._unfinished_shards())
+        known = listed_shards(read_json(manifest)).union(*self._unfinished_shards(), self._interop_names())
         content = read_json(manifest) if manifest.exists() else None
         if manifest.exists() and content is None:
             content = "no JSON"
@@ -73,6 +87,13 @@ class LocalOutput:
 
     def _unfinished_shards(self) -> list[set[str]]:
         return [listed_shards(read_json(self.work / name)) for name in (MANIFEST_NAME, REPLACED_NAME)]
+
+    def _interop_names(self) -> set[str]:
+        """Files of 'dinowds index', and its folder if it holds nothing else."""
+        found = set(list_interop_files(self.root))
+        if {f"{ENERGON}/{name}" for name in self._names(ENERGON) or ()} <= found:
+            found.add(ENERGON)
+        return found
 
     def holds(self, notes: Notes) -> bool:  # noqa: ARG002 - the notes lie in the output itself
         return True
@@ -92,34 +113,65 @@ class LocalOutput:
         """Nothing: shards move when all are done."""
 
     def publish(self, manifest: Manifest, notes: Notes, again: bool) -> None:  # noqa: ARG002
+        if (self.work / CHANGES_NAME).exists():
+            self._change()
+            return
+        tars = {}
         for shard in manifest.shards:
-            tar, place = tar_path(self.work, shard_index(shard.url)), self.root / shard.url
-            if size_of(place if again and not tar.exists() else tar) != shard.num_bytes:
-                raise LostShard(place)
-        if (self.root / MANIFEST_NAME).exists():
-            (self.root / MANIFEST_NAME).replace(self.work / REPLACED_NAME)
-            fsync_folder(self.root)
+            if is_own_shard(shard.url):  # others stay where they are
+                tar, place = tar_path(self.work, shard_index(shard.url)), self.root / shard.url
+                if size_of(place if again and not tar.exists() else tar) != shard.num_bytes:
+                    raise LostShard(place)
+                tars[tar.name] = shard.url
+        self._take_manifest()
         if (self.work / REPLACED_NAME).exists():
             self._remove_files(listed_shards(read_json(self.work / REPLACED_NAME)))
             (self.work / REPLACED_NAME).unlink()
-        (self.root / SHARDS_NAME).mkdir(exist_ok=True)
-        for shard in manifest.shards:
-            tar = tar_path(self.work, shard_index(shard.url))
-            if tar.exists():
-                tar.replace(self.root / shard.url)
-        fsync_folder(self.root / SHARDS_NAME)
+        self._move(tars)
+        self._move_index()
+
+    def _take_manifest(self) -> None:
+        """From here on the dataset in `root` is unfinished."""
+        if (self.root / MANIFEST_NAME).exists():
+            (self.root / MANIFEST_NAME).replace(self.work / REPLACED_NAME)
+            fsync_folder(self.root)
+
+    def _move(self, moved: Mapping[str, str]) -> None:
+        """Give files of `work` that are still there their places in `root`."""
+        for name, place in moved.items():
+            if (self.work / name).exists():
+                (self.root / place).parent.mkdir(exist_ok=True)
+                (self.work / name).replace(self.root / place)
+        for folder in {(self.root / place).parent for place in moved.values()}:
+            fsync_folder(folder)
+
+    def _move_index(self) -> None:
         for name in (SAMPLES_NAME, QUARANTINE_NAME, MANIFEST_NAME):
             if (self.work / name).exists():
                 (self.work / name).replace(self.root / name)
                 fsync_folder(self.root)
 
+    def _change(self) -> None:
+        """Change the dataset in `root` as `work` says."""
+        changes = json.loads((self.work / CHANGES_NAME).read_bytes())
+        if (self.root / MANIFEST_NAME).exists():
+            for name in (*changes["moved"], SAMPLES_NAME):
+                if not (self.work / name).exists():
+                    raise LostShard(self.work / name)
+        self._take_manifest()
+        for place in changes["removed"]:
+            (self.root / place).unlink(missing_ok=True)
+        self._move(changes["moved"])
+        self._move_index()
+
     def _remove_files(self, shards: set[str]) -> None:
         """Remove a dataset whose manifest is gone already."""
         subsets = {f"{SUBSETS_NAME}/{name}" for name in self._names(SUBSETS_NAME) or () if is_subset_file(name)}
-        for name in {SAMPLES_NAME, QUARANTINE_NAME} | shards | subsets:
+        for name in {SAMPLES_NAME, QUARANTINE_NAME} | shards | subsets | set(list_interop_files(self.root)):
             (self.root / name).unlink(missing_ok=True)
-        with suppress(OSError):  # is not there
-            (self.root / SUBSETS_NAME).rmdir()
+        for folder in (SUBSETS_NAME, ENERGON):
+            with suppress(OSError):  # is not there
+                (self.root / folder).rmdir()
 
     def published(self, notes: Notes) -> Manifest | None:  # noqa: ARG002
         return None if (self.work / MANIFEST_NAME).exists() else read_manifest(self.root)

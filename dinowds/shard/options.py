@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import dinowds
-from dinowds.data.location import meant_url, split_subset, without_slash
 from dinowds.data.manifest import FORMAT_VERSION
 from dinowds.errors import ConfigError
-from dinowds.files import cache_folder
-from dinowds.remote.files import is_remote, shown
-from dinowds.remote.urls import has_user
 
 from .choice import Choice
+from .in_place import check_in_place
 from .layouts import open_sources
-from .local_output import LocalOutput
 from .output import Output
-from .records import DEFAULT_KEY_PATTERN, compile_key_pattern, decode_name
-from .remote_output import RemoteOutput
+from .place import check_text, open_output
+from .records import DEFAULT_KEY_PATTERN, compile_key_pattern
 from .source import Source
 
 DEFAULT_SHARD_SIZE = 256 << 20
 MIN_SHARD_SIZE = 1 << 16
 MAX_SHARD_SIZE = 1 << 40
+MIN_MEMORY = 16 << 20
 MAX_NAME_BYTES = 200
 """A shard's file name has 255 at most, and some are for its number."""
 
@@ -66,6 +60,12 @@ class ShardOptions:
     """How images are checked; see `check.Checks`."""
     choice: Choice = field(default_factory=Choice)
     """Which samples are taken, and their labels."""
+    append: bool = False
+    """Add the samples to the dataset that is at the output; its shards and subsets stay."""
+    cluster: str | None = None
+    """'local', or the address of a scheduler of dask.distributed; None for threads of this process."""
+    in_place: bool = False
+    """Write an index alone: the shards are the sources, uncompressed tars, as they are."""
     overwrite: bool = False
     """Replace a dataset, or another command's unfinished one, that lies at the output."""
     staging: Path | None = None
@@ -87,18 +87,18 @@ def open_all(paths: Sequence[Path | str], out: Path | str, options: ShardOptions
         raise ConfigError(f"--max-count: is {options.max_count}, expected 1 or more")
     if options.workers < 1:
         raise ConfigError(f"--workers: is {options.workers}, expected 1 or more")
-    if options.memory is not None and options.memory < options.shard_size:
-        raise ConfigError(
-            f"--memory: is {options.memory} bytes, expected at least a shard's ({options.shard_size}); give more, or a "
-            "smaller --shard-size"
-        )
-    output = _open_output(out, options.staging)
+    if options.memory is not None and options.memory < MIN_MEMORY:
+        raise ConfigError(f"--memory: is {options.memory} bytes, expected {MIN_MEMORY} or more")
+    output = open_output(out, options.staging)
     name = dataset_name(output, options)
-    _check_text("--name", name)
+    check_text("--name", name)
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ConfigError(f"--name: {name!r} has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}")
     compile_key_pattern(options.key_pattern)
+    _check_together(output, options)
     sources = open_sources(paths, options.layout, options.cohort, options.split, options.fold)
+    if options.in_place:
+        check_in_place(sources)
     _check_apart(sources, output)
     return sources, output
 
@@ -119,6 +119,8 @@ def fingerprint_of(sources: Sequence[Source], output: Output, options: ShardOpti
         "--max-count": options.max_count,
         "--key-pattern": options.key_pattern,
         "--verify": options.verify,
+        "--in-place": options.in_place,
+        "--append": options.append,
         **options.choice.fingerprint(),
         "sources": [_identity(source) for source in sources],
     }
@@ -134,30 +136,16 @@ def _identity(source: Source) -> dict[str, Any]:
     }
 
 
-def _open_output(out: Path | str, staging: Path | None) -> Output:
-    text = str(out)
-    _check_text("--out", text)
-    if text.lower().startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
-    if not is_remote(text):
-        if (meant := meant_url(text)) is not None:
-            raise ConfigError(
-                f"--out: {shown(meant).replace('://', ':/', 1)} is no URL; give {shown(meant)}, or ./ first"
-            )
-        if staging is not None:
-            raise ConfigError(f"--staging: is for a remote --out, and {text} is a folder; leave it out")
-        return LocalOutput(Path(text).resolve())
-    url = without_slash(text)
-    name, parts = shown(url), urlsplit(url)
-    if parts.scheme in ("http", "https"):
-        raise ConfigError(f"--out: {name} can be read only, expected a folder or a URL like s3://bucket/prefix")
-    if parts.query or parts.fragment or not parts.netloc:
-        raise ConfigError(f"--out: {name} is no place for a dataset, expected a URL like s3://bucket/prefix")
-    if has_user(url):
-        raise ConfigError(f"--out: {name} has a user or a key before '@'; give credentials by the environment alone")
-    if (subset := split_subset(url)[1]) is not None:
-        raise ConfigError(f"--out: {name} names a subset, {subset!r}; give a URL without ':' in its path")
-    return RemoteOutput(url, (staging or cache_folder() / "staging").resolve())
+def _check_together(output: Output, options: ShardOptions) -> None:
+    for option, is_given in (("--in-place", options.in_place), ("--append", options.append)):
+        if is_given and output.is_remote:
+            raise ConfigError(f"--out: {output} is remote, and {option} works on a folder alone; leave it out")
+    if options.append and options.overwrite:
+        raise ConfigError("--append: adds to the dataset that --overwrite would replace; give one of the two")
+    if options.append and options.name is not None:
+        raise ConfigError("--name: the dataset has a name already, and --append keeps it; leave it out")
+    if options.in_place and options.cluster is not None:
+        raise ConfigError("--cluster: --in-place writes no shard; leave it out")
 
 
 def _check_apart(sources: Sequence[Source], output: Output) -> None:
@@ -170,12 +158,3 @@ def _check_apart(sources: Sequence[Source], output: Output) -> None:
             raise ConfigError(f"{option}: {place} lies in the source {file.path}; give a folder outside of it")
         if resolved.is_relative_to(place):
             raise ConfigError(f"{option}: {place} holds the source {file.path}; give another folder")
-
-
-def _check_text(option: str, text: str) -> None:
-    """Manifests, indexes and other readers know names as Unicode alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        shown = decode_name(os.fsencode(text))
-        raise ConfigError(f"{option}: {shown!r} is not UTF-8, which the index needs; give another name") from None

@@ -115,35 +115,40 @@ def shard_index(url: str) -> int:
     return int(url.removesuffix(".tar").rpartition("-")[2])
 
 
+def is_own_shard(url: str) -> bool:
+    """Whether a manifest's URL lies in the dataset's own folder of shards, not somewhere else."""
+    return Path(url).parent == Path(SHARDS_NAME) and Path(url).name not in ("", "..")
+
+
 def listed_shards(content: Any) -> set[str]:
     """The URLs of a manifest's JSON that lie where this command puts shards; none where it is no manifest."""
     try:
         urls = [shard.url for shard in Manifest.from_json(content).shards]
     except (LookupError, TypeError, ValueError, AttributeError):
         return set()
-    return {url for url in urls if Path(url).parent == Path(SHARDS_NAME) and Path(url).name not in ("", "..")}
+    return set(filter(is_own_shard, urls))
 
 
 def foreign_name(
-    names: Callable[[str], Collection[str] | None], manifest: Any, is_shard: Callable[[str], bool]
+    names: Callable[[str], Collection[str] | None], manifest: Any, is_known: Callable[[str], bool]
 ) -> str | None:
     """The first name at an output that no run of dinowds wrote.
 
     Args:
         names: folder ('' for the top) → what is in it; None where it is no folder.
         manifest: the JSON of the manifest, None where there is none.
-        is_shard: whether a file in `shards` ('shards/NAME') is known.
+        is_known: whether a file in `shards` ('shards/NAME'), or a further one at the top, is known.
     """
     if manifest is not None and not (isinstance(manifest, dict) and "dinowds" in manifest):
         return MANIFEST_NAME
     for name in sorted(names("") or ()):
         inside = names(name) if name in (SHARDS_NAME, SUBSETS_NAME) else None
         if inside is None:
-            if name not in _OWN_NAMES:
+            if name not in _OWN_NAMES and not is_known(name):
                 return name
             continue
         for inner in sorted(inside):
-            if not (is_shard(f"{name}/{inner}") if name == SHARDS_NAME else is_subset_file(inner)):
+            if not (is_known(f"{name}/{inner}") if name == SHARDS_NAME else is_subset_file(inner)):
                 return f"{name}/{inner}"
     return None
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from dinowds.errors import SourceError
 
 from .check import REASONS, ChangedError, Checked, Checks, check_files, check_ranges
-from .layouts import get_layout
+from .layouts import get_layout, kind_of
 from .layouts.folder import Times, walk
-from .layouts.regions import check_regions
+from .layouts.regions import check_regions, rough_items
 from .layouts.tar import SUFFIXES
 from .listing import NOT_AN_IMAGE_NAME, Collector, Listing, checked_items, finish_listing, unchecked, with_facts
 from .records import decode_name
@@ -61,11 +61,16 @@ def scan_sources(
     with ThreadPoolExecutor(max(1, min(workers, len(tasks)))) as pool:
         try:
             one = partial(_scan, folder=folder, checks=checks, counting=counting)
-            scanned = iter(list(pool.map(lambda task: one(*task), tasks)))
+            scanned = list(pool.map(lambda task: one(*task), tasks))
         except BaseException:
             counting.stop()
             pool.shutdown(cancel_futures=True)
             raise
+    return by_source(sources, iter(scanned))
+
+
+def by_source(sources: Sequence[Source], scanned: Iterator[Scanned]) -> list[list[Scanned]]:
+    """All files of all sources → for each source, its files. Raises SourceError for a source without an image."""
     found = [[next(scanned) for _ in source.files] for source in sources]
     for source, files in zip(sources, found, strict=True):
         if not any(len(file.listing.images) for file in files):
@@ -113,7 +118,7 @@ def scan_file(
     """List one file, which is unpacked before if it must be."""
     file = spooled = source.files[position]
     if folder is not None and needs_spool(file):
-        spooled = replace(file, file=spool(file, folder, lambda _: count(0)), kind="tar", packing="")
+        spooled = replace(file, file=spool(file, folder, lambda _: count(0)), kind="tar", packing="", origin=None)
     try:
         with readable(file.path):
             listing = _list(source, position, spooled, checks, count)
@@ -132,8 +137,12 @@ def _list(source: Source, position: int, file: SourceFile, checks: Checks, count
     layout = get_layout(source.layout)
     if file.kind == "folder":
         return _list_folder(source, position, file, checks, count)
+    if file.kind == "tensors":
+        items = rough_items(source, position)
+        images, quarantine = checked_items(items, lambda names, _places, _sizes: unchecked(len(names)))
+        return finish_listing(images, quarantine, Counter(items.skipped), Counter())
     with _opened(source, position, file) as (descriptor, read, members):
-        check = partial(_check, descriptor, checks, source.layout == "regions")
+        check = partial(_check, descriptor, checks, kind_of(source) == "region")
         if hasattr(layout, "list_items"):
             items = layout.list_items(source, position, read)
             images, quarantine = checked_items(items, check)
@@ -170,7 +179,7 @@ def _opened(
     source: Source, position: int, file: SourceFile
 ) -> Iterator[tuple[int, Callable[[int, int], bytes], Iterator[Member | Members]]]:
     """A file's descriptor (-1 where payloads cannot be read by place), its bytes by place, and its members."""
-    if file.packing:
+    if file.packing or file.origin:
         with open_stream(file) as stream:
             yield -1, stream.read, scan_tar(stream, file.path)
         return
@@ -189,8 +198,8 @@ def _opened(
 
 def _list_zip(file: SourceFile) -> Iterator[Member]:
     """Compressed members of a zip that is not to be unpacked count for what their names say."""
-    for kind, *where in list_zip(file.file, file.path):
-        yield (FILE if kind == COMPRESSED else kind, *where)
+    for kind, name, place, size in list_zip(file.file, file.path):
+        yield FILE if kind == COMPRESSED else kind, name, place, size
 
 
 def _check(

@@ -20,6 +20,14 @@ from .records import decode_name
 FileKind = Literal["tar", "zip", "folder", "tensors", "sidecar"]
 
 
+class Origin(NamedTuple):
+    """Where a remote file is fetched from."""
+
+    url: str
+    version: str
+    """What its store says that changes with its content; '' where it says nothing."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file that payloads are read from by place, or a folder of image files."""
@@ -39,6 +47,8 @@ class SourceFile:
     """Goes before members' names in keys, such as 'slide_1/', where names differ within their file alone."""
     slide: str | None = None
     """Of all its members, where the layout knows it."""
+    origin: Origin | None = None
+    """Of a remote file, which has to be fetched: nothing lies at `file` yet."""
 
 
 @dataclass(frozen=True)

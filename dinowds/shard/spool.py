@@ -1,4 +1,4 @@
-"""Files whose payloads cannot be read by place: read as a stream, or unpacked once to a plain tar."""
+"""Files whose payloads cannot be read by place: read as a stream, or put once into a plain tar in the work folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
 import xxhash
 
@@ -17,6 +17,7 @@ from dinowds.errors import SourceError
 from dinowds.files import atomic_write
 
 from . import zipscan
+from .fetching import open_remote
 from .layouts.folder import Times, walk
 from .layouts.regions import spool_regions
 from .source import SourceFile, readable
@@ -26,7 +27,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz
 
 
 class StreamData:
-    """`TarData` of a compressed tar, decompressed as it is read. Its offsets are those of the uncompressed tar.
+    """`TarData` of a compressed or remote tar, decompressed as it is read; offsets are those of the uncompressed tar.
 
     A read may begin again inside the bytes of the one before it, not earlier.
     """
@@ -71,27 +72,29 @@ def decompressing(path: str) -> Iterator[None]:
 
 @contextmanager
 def open_stream(file: SourceFile) -> Iterator[StreamData]:
-    """The uncompressed bytes of a compressed tar, in one pass."""
-    with decompressing(file.path):
-        stream = cast(IO[bytes], _OPENERS[file.packing](file.file, "rb"))
-    with stream:
-        yield StreamData(stream, file.path)
+    """The uncompressed bytes of a compressed or remote tar, in one pass."""
+    with ExitStack() as stack:
+        packed: Any = file.file if file.origin is None else stack.enter_context(open_remote(file))
+        if file.packing:
+            with decompressing(file.path):
+                packed = stack.enter_context(_OPENERS[file.packing](packed, "rb"))
+        yield StreamData(packed, file.path)
 
 
 def needs_spool(file: SourceFile) -> bool:
     """Whether payloads of a file cannot be read by place as it is."""
     if file.kind == "zip":
         return zipscan.needs_spool(file.file, file.path)
-    return bool(file.packing) or file.kind == "tensors"
+    return bool(file.packing or file.origin) or file.kind == "tensors"
 
 
 def spool(file: SourceFile, folder: Path, report: Callable[[int], None]) -> Path:
-    """Unpack a file to an uncompressed tar in `folder`, unless an earlier run did; the tar's path.
+    """Unpack or fetch a file to an uncompressed tar in `folder`, unless an earlier run did; the tar's path.
 
-    `report` gets the uncompressed bytes of a tar written so far. Raises SourceError, or OSError where `folder` cannot
-    be written.
+    `report` gets the uncompressed bytes of a tar written so far. Raises SourceError, StorageError for a remote file, or
+    OSError where `folder` cannot be written.
     """
-    identity = f"{file.path}\0{file.num_bytes}\0{file.mtime_ns}\0{_times(file)}".encode("utf-8", "backslashreplace")
+    identity = f"{file.path}\0{file.num_bytes}\0{file.mtime_ns}\0{_state(file)}".encode("utf-8", "backslashreplace")
     path = folder / f"source-{xxhash.xxh3_128_hexdigest(identity)}.tar"
     if path.exists():
         return path
@@ -101,12 +104,14 @@ def spool(file: SourceFile, folder: Path, report: Callable[[int], None]) -> Path
         elif file.kind == "tensors":
             spool_regions(file.file, file.path, out)
         else:
-            _decompress(file, out, report)
+            _copy_stream(file, out, report)
     return path
 
 
-def _times(file: SourceFile) -> str:
-    """Changes with any file of a folder."""
+def _state(file: SourceFile) -> str:
+    """Changes with any file of a folder, and with a remote file. A URL itself may have a signature that is new."""
+    if file.origin is not None:
+        return file.origin.version or file.origin.url
     times = Times()
     if file.kind == "tensors":
         for _ in walk(file.file, times):
@@ -114,7 +119,7 @@ def _times(file: SourceFile) -> str:
     return times.digest.hexdigest()
 
 
-def _decompress(file: SourceFile, out: BinaryIO, report: Callable[[int], None]) -> None:
+def _copy_stream(file: SourceFile, out: BinaryIO, report: Callable[[int], None]) -> None:
     with open_stream(file) as data:
         position = 0
         while block := data.read(position, _STEP):

@@ -12,82 +12,151 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .kernels import tar_headers
+from dinowds.errors import SourceError
+
+from .kernels import hash_strings, tar_headers
+from .repeats import are_repeated
 from .tarheader import BLOCK, padded
 from .ustar import END_BYTES
+
+MAX_NAME_BYTES = 100
+"""Of a USTAR name without a prefix, which wids does not read."""
 
 Int64s = npt.NDArray[np.int64]
 
 
 class TarPlan(NamedTuple):
-    """The tar of one shard of N samples.
+    """The tar of one shard of N samples, in the order of its bytes.
 
-    `offsets` is int64 [N]: each image's payload. `copies` are the P payloads to copy, in order of the sample: int64 [P]
-    of `sample`, `place` and `size` in the source and `to` in the tar; the first N are the images.
+    `offsets` is int64 [N]: each image's payload; `ends` int64 [N]: each sample's. The P payloads to copy: int64 [P] of
+    `sample`, `place` and `size` in the source, `to` in the tar, and `image`: which image it is, N for further members.
+    `blocks` is uint8 [L, 512]: headers, labels and the end, which go to block number `block_at`, int64 [L].
     """
 
     num_bytes: int
     offsets: Int64s
+    ends: Int64s
     sample: Int64s
     place: Int64s
     size: Int64s
     to: Int64s
-    names: Any
-    """Arrow strings [M] of all members, and where their headers are, what size they tell: int64 [M]."""
-    headers_at: Int64s
-    header_sizes: Int64s
-    label_at: Int64s
-    """int64 [L]: the payloads of labels, and their values."""
-    label_values: Int64s
+    image: Int64s
+    blocks: npt.NDArray[np.uint8]
+    block_at: Int64s
 
 
 def plan_tar(keys: Any, rows: Any) -> TarPlan:
     """Lay out the samples `rows` (an Arrow table with place, size, ext, label, and perhaps extras) under `keys` [N]."""
-    place, size = rows["place"].to_numpy(), rows["size"].to_numpy()
+    members = _members(keys, rows)
+    num_bytes = BLOCK + padded(members.size)
+    order = np.lexsort((members.rank, members.sample))
+    starts = np.empty(len(order), np.int64)
+    starts[order] = np.cumsum(num_bytes[order]) - num_bytes[order]
+    total = int(num_bytes.sum())
+    is_label = members.place < 0
+    copies = order[~is_label[order]]
+    values, which = np.unique(members.label[is_label], return_inverse=True)
+    texts = np.zeros((len(values), BLOCK), np.uint8)
+    for row, value in enumerate(values.tolist()):
+        texts[row, : len(str(value))] = list(str(value).encode())
+    blocks = np.concatenate([tar_headers(members.names, members.size), texts[which], np.zeros((2, BLOCK), np.uint8)])
+    block_at = np.concatenate([starts, starts[is_label] + BLOCK, [total, total + BLOCK]]) // BLOCK
+    in_order = np.argsort(block_at)
+    images = np.arange(len(keys))
+    ends = np.zeros(len(keys), np.int64)
+    np.maximum.at(ends, members.sample, starts + num_bytes)
+    return TarPlan(
+        num_bytes=total + END_BYTES,
+        offsets=starts[images] + BLOCK,
+        ends=ends,
+        sample=members.sample[copies],
+        place=members.place[copies],
+        size=members.size[copies],
+        to=starts[copies] + BLOCK,
+        image=np.minimum(copies, len(keys)),
+        blocks=blocks[in_order],
+        block_at=block_at[in_order],
+    )
+
+
+def cut_tar(plan: TarPlan, step: int) -> list[int]:
+    """Where the tar can be cut into parts of about `step` bytes, between samples: 0, …, its length."""
+    bounds = [0]
+    while bounds[-1] < plan.num_bytes - END_BYTES:
+        at = int(np.searchsorted(plan.ends, bounds[-1] + step, "right"))
+        at = max(at, int(np.searchsorted(plan.ends, bounds[-1], "right")) + 1)
+        bounds.append(int(plan.ends[at - 1]))
+    bounds[-1] = plan.num_bytes
+    return bounds
+
+
+def fill(plan: TarPlan, start: int, part: npt.NDArray[np.uint8]) -> slice:
+    """Write into `part`, uint8 [bytes] of the tar from `start` on, all but the payloads; which copies belong there.
+
+    Payloads go over the beginnings of their blocks; what follows them is zero already.
+    """
+    blocks = part.reshape(-1, BLOCK)
+    copies = slice(*np.searchsorted(plan.to, [start, start + len(part)]).tolist())
+    size = plan.size[copies]
+    last = plan.to[copies] + padded(size) - BLOCK - start
+    blocks[last[size > 0] // BLOCK] = 0
+    first, stop = np.searchsorted(plan.block_at, [start // BLOCK, (start + len(part)) // BLOCK])
+    blocks[plan.block_at[first:stop] - start // BLOCK] = plan.blocks[first:stop]
+    return copies
+
+
+def check_members(keys: Any, rows: Any) -> None:
+    """Whether the further members of samples can go beside their images in a tar.
+
+    Raises SourceError where one's name is too long, or is another member's of its sample.
+    """
+    if "extras" not in rows.column_names:
+        return
+    names = _members(keys, rows).names
+    too_long = pc.greater(pc.binary_length(names), MAX_NAME_BYTES)
+    for bad, problem in ((too_long, f"is over {MAX_NAME_BYTES} bytes long"), (_repeated(names), "comes twice")):
+        if name := next(iter(names.filter(bad).to_pylist()), None):
+            raise SourceError(
+                f"{name!r}: the name that a further member of this sample would get {problem}; give the images alone, "
+                "as a folder or with --layout tar"
+            )
+
+
+def _repeated(names: Any) -> Any:
+    return pa.array(are_repeated(hash_strings(names)))
+
+
+class _Members(NamedTuple):
+    """All members of the samples: images, labels and the others [M]. A label has the place -1.
+
+    `rank` orders those of a sample.
+    """
+
+    names: Any
+    sample: Int64s
+    rank: Int64s
+    place: Int64s
+    size: Int64s
+    label: Int64s
+
+
+def _members(keys: Any, rows: Any) -> _Members:
+    count = len(keys)
     labels = rows["label"].to_numpy()
     labelled = np.flatnonzero(labels >= 0)
-    own = BLOCK + padded(size)
-    with_label = own + np.where(labels >= 0, 2 * BLOCK, 0)
-    of, extra_place, extra_size, extra_ext = _extras(rows)
-    extra_bytes = BLOCK + padded(extra_size)
-    before = np.cumsum(extra_bytes) - extra_bytes
-    more = np.zeros(len(keys), np.int64)
-    np.add.at(more, of, extra_bytes)
-    ends = np.cumsum(with_label + more)
-    starts = ends - with_label - more
-    first_extra = np.cumsum(more) - more
-    extras_at = starts[of] + with_label[of] + before - first_extra[of]
-    names = [_join(keys, rows["ext"].combine_chunks())]
-    names += [_join(keys.take(pa.array(labelled)), "cls"), _join(keys.take(pa.array(of)), extra_ext)]
-    labels_at = starts[labelled] + own[labelled]
+    of, place, size, ext = _extras(rows)
     label_sizes = np.char.str_len(labels[labelled].astype(str)).astype(np.int64) if len(labelled) else labelled
-    return TarPlan(
-        num_bytes=(int(ends[-1]) if len(ends) else 0) + END_BYTES,
-        offsets=starts + BLOCK,
-        sample=np.concatenate([np.arange(len(keys)), of]),
-        place=np.concatenate([place, extra_place]),
-        size=np.concatenate([size, extra_size]),
-        to=np.concatenate([starts, extras_at]) + BLOCK,
+    names = [_join(keys, rows["ext"].combine_chunks())]
+    names += [_join(keys.take(pa.array(labelled)), "cls"), _join(keys.take(pa.array(of)), ext)]
+    no_label = np.full(count, -1)
+    return _Members(
         names=pa.concat_arrays(names),
-        headers_at=np.concatenate([starts, labels_at, extras_at]),
-        header_sizes=np.concatenate([size, label_sizes, extra_size]),
-        label_at=labels_at + BLOCK,
-        label_values=labels[labelled],
+        sample=np.concatenate([np.arange(count), labelled, of]),
+        rank=np.concatenate([np.zeros(count, np.int64), np.ones(len(labelled), np.int64), 2 + np.arange(len(of))]),
+        place=np.concatenate([rows["place"].to_numpy(), np.full(len(labelled), -1), place]),
+        size=np.concatenate([rows["size"].to_numpy(), label_sizes, size]),
+        label=np.concatenate([no_label, labels[labelled], np.full(len(of), -1)]),
     )
-
-
-def fill(plan: TarPlan, tar: npt.NDArray[np.uint8]) -> None:
-    """Write into `tar`, uint8 [num_bytes], all but the payloads: those go over the beginnings of their blocks."""
-    blocks = tar.reshape(-1, BLOCK)
-    last = plan.to + padded(plan.size) - BLOCK
-    blocks[last[plan.size > 0] // BLOCK] = 0
-    blocks[plan.headers_at // BLOCK] = tar_headers(plan.names, plan.header_sizes)
-    values, which = np.unique(plan.label_values, return_inverse=True)
-    texts = np.frombuffer(
-        b"".join(b"%d" % value + bytes(BLOCK - len(b"%d" % value)) for value in values.tolist()), np.uint8
-    )
-    blocks[plan.label_at // BLOCK] = texts.reshape(-1, BLOCK)[which]
-    tar[-END_BYTES:] = 0
 
 
 def _extras(rows: Any) -> tuple[Int64s, Int64s, Int64s, Any]:

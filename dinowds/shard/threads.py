@@ -9,11 +9,11 @@ from contextlib import closing
 
 import pyarrow.compute as pc
 
-from .reader import Reader
-from .writer import Buffer, Job, ShardTask, write_shard
+from .reader import Reader, allow_open_files
+from .writer import Job, ShardTask, write_shard
 
 Report = Callable[[int, int], None]
-"""(samples, bytes) read since the last call."""
+"""(samples, bytes) read since the last call; called in several threads."""
 
 
 class Stopped(Exception):
@@ -28,7 +28,8 @@ def write_shards(
     Raises the first error of any thread, once the others have ended. A shard that is not done is written again by the
     next run.
     """
-    run = _Run(job, tasks, report, done)
+    most_open = allow_open_files(len(job.files) * workers) // workers
+    run = _Run(job, tasks, report, done, most_open)
     with ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(run.work) for _ in range(workers)]
@@ -44,24 +45,29 @@ class _Run:
     """What the threads of a run share."""
 
     def __init__(
-        self, job: Job, tasks: Iterator[Callable[[], ShardTask]], report: Report, done: Callable[[int], None]
+        self,
+        job: Job,
+        tasks: Iterator[Callable[[], ShardTask]],
+        report: Report,
+        done: Callable[[int], None],
+        most_open: int,
     ) -> None:
         self._job = job
         self._tasks = tasks
         self._report = report
         self._done = done
+        self._most_open = most_open
         self._lock = threading.Lock()
         self.is_stopped = False
 
     def work(self) -> None:
         """Write shard after shard; while one waits for the disk, the next one is read."""
-        with closing(Reader(self._job.files)) as reader, ThreadPoolExecutor(1) as finisher:
-            buffer = Buffer()
+        with closing(Reader(self._job.files, self._most_open)) as reader, ThreadPoolExecutor(1) as finisher:
             unfinished: Future[None] | None = None
             while (make := self._next()) is not None:
                 task = make()
                 count = self._check if self._job.output.is_remote else self._count
-                finish = write_shard(self._job, task, reader, buffer, count)
+                finish = write_shard(self._job, task, reader, count)
                 if unfinished is not None:
                     unfinished.result()
                 unfinished = finisher.submit(self._finish, task, finish)
@@ -85,5 +91,4 @@ class _Run:
 
     def _count(self, samples: int, num_bytes: int) -> None:
         self._check(samples, num_bytes)
-        with self._lock:
-            self._report(samples, num_bytes)
+        self._report(samples, num_bytes)

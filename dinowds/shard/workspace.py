@@ -17,7 +17,7 @@ from dinowds.errors import OutputError
 from dinowds.files import lock_file, remove_temporaries, sha256_of, write_atomic
 
 from .local_output import REPLACED_NAME, STATE_NAME, read_json
-from .output import LostShard, Notes, Output
+from .output import Found, LostShard, Notes, Output
 
 _LOCK = "lock"
 
@@ -25,19 +25,27 @@ _LOCK = "lock"
 class Workspace:
     """The work folder of `output`, locked for one run. Made by `claim`."""
 
-    def __init__(self, output: Output, overwrite: bool, fingerprint: dict[str, Any]) -> None:
+    def __init__(
+        self, output: Output, overwrite: bool, fingerprint: dict[str, Any], changes_dataset: bool = False
+    ) -> None:
+        """`changes_dataset`: the output is a finished dataset, which the run changes (`changes`); else it makes one."""
         self.output = output
         self.folder = output.work
         self._overwrite = overwrite
         self._fingerprint = fingerprint
+        self._changes_dataset = changes_dataset
 
     def check(self) -> None:
         """Whether this run may write to the output. Changes nothing.
 
         Raises:
             OutputError: it holds a dataset, another run's unfinished one, or files that are not dinowds's.
+            DatasetError: it holds no dataset, and the run is to change one.
         """
         output, found = self.output, self.output.look()
+        if self._changes_dataset:
+            self._check_dataset(found)
+            return
         if found.foreign:
             raise OutputError(f"{output}: holds {found.foreign!r}, which dinowds did not write; give another --out")
         if self._overwrite or self.is_whole:
@@ -52,11 +60,28 @@ class Workspace:
         if found.has_manifest or (found.notes is None and found.has_index):
             raise OutputError(f"{output}: already holds a dataset; give another --out, or --overwrite to replace it")
 
+    def _check_dataset(self, found: Found) -> None:
+        if found.notes is not None and not _is_of(found.notes, self._fingerprint):
+            raise OutputError(
+                f"{self.output}: holds the unfinished work of another command: "
+                f"{_difference(found.notes, self._fingerprint)}; give that command again to end it"
+            )
+        if not found.has_manifest and not self.is_whole:
+            read_manifest(self.output.root)
+
     @property
     def is_whole(self) -> bool:
-        """Whether an earlier run of this command has made all files, and only `publish` or `end` is missing."""
+        """Whether an earlier run of this command has made all files, and only `publish` or `end` is missing.
+
+        Changes of a dataset that is still all there are made ready anew: its subsets may be others now.
+        """
         notes = self._notes()
-        return notes is not None and notes["manifest"] is not None and self.output.holds(notes)
+        if notes is None or notes["manifest"] is None:
+            return False
+        places = (self.folder, self.output.root)
+        if self._changes_dataset and all((place / MANIFEST_NAME).exists() for place in places):
+            return False
+        return self.output.holds(notes)
 
     def begin(self, digests: dict[str, str], spools: Sequence[Path]) -> None:
         """Keep what an earlier run has made of the same sources, and nothing else but `spools`.
@@ -149,13 +174,15 @@ class Workspace:
 
 
 @contextmanager
-def claim(output: Output, overwrite: bool, fingerprint: dict[str, Any]) -> Iterator[Workspace]:
+def claim(
+    output: Output, overwrite: bool, fingerprint: dict[str, Any], changes_dataset: bool = False
+) -> Iterator[Workspace]:
     """Lock `output` for this run. A run that fails before it made anything of worth leaves it as it was.
 
-    Raises OutputError as `Workspace.check` does, and where another process of this host writes there.
+    Raises what `Workspace.check` does, and OutputError where another process of this host writes there.
     """
     _remove_empty(output.work)
-    workspace = Workspace(output, overwrite, fingerprint)
+    workspace = Workspace(output, overwrite, fingerprint, changes_dataset)
     workspace.check()
     created = [path for path in (output.work, *output.work.parents) if not path.exists()]
     output.work.mkdir(parents=True, exist_ok=True)
@@ -170,8 +197,9 @@ def claim(output: Output, overwrite: bool, fingerprint: dict[str, Any]) -> Itera
                     workspace.end(is_published=False)
                 raise
     except BlockingIOError:
+        writer = _command_of(read_json(output.work / STATE_NAME))
         raise OutputError(
-            f"{output}: another 'dinowds shard' is writing there, or has just finished; wait for it to end"
+            f"{output}: another {writer!r} is writing there, or has just finished; wait for it to end"
         ) from None
     finally:
         for folder in dict.fromkeys((output.work, *created)):
@@ -193,11 +221,19 @@ def _is_of(notes: Any, fingerprint: dict[str, Any]) -> bool:
     return isinstance(notes, dict) and notes.get("fingerprint") == fingerprint
 
 
+def _command_of(notes: Any) -> str:
+    """Which command wrote the notes. Fingerprints of 'dinowds shard' do not say so."""
+    fingerprint = notes.get("fingerprint") if isinstance(notes, dict) else None
+    return str((fingerprint if isinstance(fingerprint, dict) else {}).get("command", "dinowds shard"))
+
+
 def _difference(notes: Any, now: dict[str, Any]) -> str:
     """What differs between the notes' fingerprint and that of now, for people."""
     before = notes.get("fingerprint") if isinstance(notes, dict) else None
     if not isinstance(before, dict):
         return "its notes cannot be read"
+    if (command := _command_of(notes)) != _command_of({"fingerprint": now}):
+        return f"it is of {command!r}"
     found = []
     for name in now:
         if before.get(name) != now[name]:

@@ -1,4 +1,4 @@
-"""One shard: lay out its tar in memory, copy the payloads into it, write it, and then the rows that make it done."""
+"""One shard: lay out its tar, copy the payloads into it part by part, and then the rows that make it done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,10 @@ from .reader import Reader
 from .records import decode_names, sample_keys
 from .selecting import known_places
 from .source import SourceFile
-from .tarplan import TarPlan, fill, plan_tar
+from .tarplan import TarPlan, cut_tar, fill, plan_tar
+
+_STEP = 4 << 20
+"""Bytes of a tar that are put together at once: they stay in the processor's cache until they are written."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,7 @@ def rows_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.arrow"
 
 
-class Buffer:
-    """Memory for one tar at a time, used again and again: fresh memory comes from the system page by page."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-
-    def take(self, size: int) -> npt.NDArray[np.uint8]:
-        """uint8 [size], with anything in it."""
-        if len(self._bytes) < size:
-            self._bytes = np.empty(0, np.uint8)
-            self._bytes = np.empty(size, np.uint8)
-        return self._bytes[:size]
-
-
-def write_shard(
-    job: Job, task: ShardTask, reader: Reader, buffer: Buffer, report: Callable[[int, int], None]
-) -> Callable[[], None]:
+def write_shard(job: Job, task: ShardTask, reader: Reader, report: Callable[[int, int], None]) -> Callable[[], None]:
     """Write one shard; what is returned makes it done. `report` gets the samples and bytes read since its last call.
 
     To be done, a shard waits for the disk, is then renamed and given its rows, and is taken by the output. The caller
@@ -103,18 +91,13 @@ def write_shard(
     if before is not None and size_of(path) == before.num_bytes:
         return lambda: _hand_over(job, task.index)
     rows = task.rows
-    keys = _keys(job, rows)
+    keys = sample_keys_of(job, rows)
     plan = plan_tar(keys, rows)
-    tar = buffer.take(plan.num_bytes)
-    fill(plan, tar)
-    digests = np.empty((len(rows), 16), np.uint8)
-    names = rows["name"].combine_chunks().take(pa.array(plan.sample))
-    reader.read(_read_from(rows, plan), names, plan.place, plan.size, plan.to, tar, digests, report)
-    sha256 = hashlib.sha256(tar.data).hexdigest()
-    done = DoneShard(sample_rows(job, rows, keys, plan.offsets, digests), plan.num_bytes, sha256)
     with output_errors(job.output.root), ExitStack() as stack:
-        stack.enter_context(atomic_write(path)).write(tar.data)
+        file = stack.enter_context(atomic_write(path))
+        sha256, digests = _write_tar(plan, rows, reader, file, report)
         unfinished = stack.pop_all()
+    done = DoneShard(sample_rows(job, rows, keys, plan.offsets, digests), plan.num_bytes, sha256)
 
     def finish() -> None:
         with output_errors(job.output.root):
@@ -125,11 +108,29 @@ def write_shard(
     return finish
 
 
+def _write_tar(
+    plan: TarPlan, rows: Any, reader: Reader, file: BinaryIO, report: Callable[[int, int], None]
+) -> tuple[str, npt.NDArray[np.uint8]]:
+    """Write a shard part by part; its sha256, and the digest of each image, uint8 [N, 16]."""
+    files, names = _read_from(rows, plan), rows["name"].combine_chunks()
+    digests, sha256 = np.empty((len(rows), 16), np.uint8), hashlib.sha256()
+    for start, stop in pairwise(cut_tar(plan, _STEP)):
+        part = reader.room(stop - start)
+        copies = fill(plan, start, part)
+        to, rows_of, images = plan.to[copies] - start, plan.sample[copies], plan.image[copies]
+        wanted = np.where(images < len(rows), images, -1)
+        reader.read(files[copies], names, rows_of, plan.place[copies], plan.size[copies], to, wanted, part, digests)
+        sha256.update(part.data)
+        file.write(part.data)
+        report(int(np.count_nonzero(wanted >= 0)), stop - start)
+    return sha256.hexdigest(), digests
+
+
 def _read_from(rows: Any, plan: TarPlan) -> npt.NDArray[np.int32]:
     """The file of each payload; images may have been dealt to buckets."""
     files: npt.NDArray[np.int32] = rows["file"].to_numpy()[plan.sample]
     if "read_file" in rows.column_names:
-        files[: len(rows)] = rows["read_file"].to_numpy()
+        files = np.where(plan.image < len(rows), rows["read_file"].to_numpy()[plan.sample], files)
     return files
 
 
@@ -164,7 +165,8 @@ def sample_rows(job: Job, rows: Any, keys: Any, offsets: npt.NDArray[np.int64], 
     return pa.table(columns).cast(pa.schema(fields))
 
 
-def _keys(job: Job, rows: Any) -> Any:
+def sample_keys_of(job: Job, rows: Any) -> Any:
+    """The keys of some samples, large_string."""
     kept = rows["key"].combine_chunks() if "key" in rows.column_names else None
     prefixes = [file.prefix for file in job.files]
     file_of, cohort_of, salts = (rows[name].to_numpy() for name in ("file", "cohort", "salt"))

@@ -48,7 +48,7 @@ def test_shard__ends_with_a_table_and_plain_lines(call: Call, cohort: Path, tmp_
     assert figures["shards"] == "3"
     assert figures["slides"] == "6"
     assert figures["quarantined: not an image file"] == "2"
-    assert f"list {cohort}" in err
+    assert "list" in err.splitlines()
     assert "write: 60 samples" in err
     assert "\x1b" not in out + err
 

@@ -68,6 +68,12 @@ def test_keys__of_safe_names_are_their_paths() -> None:
     assert keys_of(names) == ["a", "slide/1_2", "root/x-1", "A", "deep/er/b", "noext"]
 
 
+def test_keys__that_are_too_long_are_cut_and_end_in_a_hash() -> None:
+    fits, long = keys_of(["a" * MAX_KEY_BYTES + ".jpg", "a" * (MAX_KEY_BYTES + 1) + ".jpg"])
+    assert fits == "a" * MAX_KEY_BYTES
+    assert re.fullmatch("a{83}-[0-9a-f]{10}", long)
+
+
 def test_keys__of_unsafe_names_end_in_a_hash() -> None:
     names = [
         "slide.1.2.jpg",
@@ -88,6 +94,7 @@ def test_keys__of_unsafe_names_end_in_a_hash() -> None:
 def test_keys__are_fixed() -> None:
     # Keys are written into datasets and joined with other tables: they must not change between versions.
     assert keys_of(["a.b.jpg", "c.jpg", "c.jpg"]) == ["a_b-a5f2fe871a", "c", "c-dbfd9afb10"]
+    assert keys_of(["c.jpg", "c.jpg"], prefixes=("s/",)) == ["s/c", "s/c-1baaada535"]
 
 
 def test_keys__the_first_of_equal_names_keeps_its_own() -> None:

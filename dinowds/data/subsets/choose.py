@@ -94,7 +94,7 @@ def choose_subset(dataset: Dataset, name: str, options: SubsetOptions) -> tuple[
         _draw(chosen, options.fraction, options.seed)
         _refuse_empty(chosen, definition)
     mask = pack_mask(chosen)
-    return _describe(dataset, name, definition, chosen, mask), mask, notices
+    return describe_subset(dataset, name, definition, chosen, mask), mask, notices
 
 
 def _apply_where(dataset: Dataset, text: str, chosen: Chosen) -> None:
@@ -133,7 +133,8 @@ def _slides(dataset: Dataset) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         yield first, slide_hashes(rows["cohort"], rows["slide"])
 
 
-def _describe(dataset: Dataset, name: str, definition: dict[str, Any], chosen: Chosen, mask: Mask) -> Subset:
+def describe_subset(dataset: Dataset, name: str, definition: dict[str, Any], chosen: Chosen, mask: Mask) -> Subset:
+    """What is stored of a subset: counts over the samples of the whole `dataset` that are `chosen`, bool [samples]."""
     pairs = ["cohort", "slide"]
     counted = []
     for first, rows in dataset.batches(pairs):

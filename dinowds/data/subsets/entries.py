@@ -83,7 +83,7 @@ def find_samples(dataset: Dataset, entries: Entries) -> tuple[NDArray[np.int64],
     each = np.arange(len(names))
     matches = count[form, each]
     _refuse_ambiguous(entries, matches, form)
-    return ids[form, each][matches > 0], _missing(entries, matches, "sample")
+    return ids[form, each][matches > 0], missing_entries(entries, matches > 0, "sample")
 
 
 def find_slides(dataset: Dataset, entries: Entries, chosen: NDArray[np.bool_]) -> list[str]:
@@ -94,17 +94,25 @@ def find_slides(dataset: Dataset, entries: Entries, chosen: NDArray[np.bool_]) -
     Raises:
         DatasetError: none of the entries is a slide.
     """
+    listed, count = match_slides(dataset, entries)
+    chosen &= listed
+    return missing_entries(entries, count > 0, "slide")
+
+
+def match_slides(dataset: Dataset, entries: Entries) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which samples of the whole dataset are of a listed slide, bool [samples]; and of how many each entry is, int64
+    [entries].
+    """
     names = pa.array(entries.names, pa.string())
     count = np.zeros(len(names), np.int64)
+    listed = np.zeros(int(dataset.first_ids[-1]), np.bool_)
     for start, rows in dataset.batches(["cohort", "slide"], _BATCH_ROWS):
         full = pc.binary_join_element_wise(rows["cohort"], rows["slide"], "/")
-        listed = np.zeros(len(rows), np.bool_)
         for values in (rows["slide"], full):
             entry = _positions(values, names)
-            listed |= entry >= 0
+            listed[start : start + len(rows)] |= entry >= 0
             count += np.bincount(entry[entry >= 0], minlength=len(names))
-        chosen[start : start + len(rows)] &= listed
-    return _missing(entries, count, "slide")
+    return listed, count
 
 
 def _positions(values: Any, names: Any) -> NDArray[np.int32]:
@@ -146,8 +154,9 @@ def _refuse_ambiguous(entries: Entries, matches: NDArray[np.int64], form: NDArra
     )
 
 
-def _missing(entries: Entries, matches: NDArray[np.int64], what: str) -> list[str]:
-    missing = np.flatnonzero(matches == 0)
+def missing_entries(entries: Entries, is_known: NDArray[np.bool_], what: str) -> list[str]:
+    """A notice of the entries that are not known, bool [entries]. Raises DatasetError if none is."""
+    missing = np.flatnonzero(~is_known)
     if not len(missing):
         return []
     shown = ", ".join(repr(entries.names[place]) for place in missing[:_SHOWN].tolist())

@@ -212,7 +212,7 @@ def _a(kind: Kind) -> str:
 def _kind(data_type: Any) -> Kind | None:
     if pa.types.is_dictionary(data_type) or pa.types.is_string(data_type):
         return "text"
-    return "number" if pa.types.is_integer(data_type) else None
+    return "number" if pa.types.is_integer(data_type) or pa.types.is_floating(data_type) else None
 
 
 def _column(operand: _Operand, rows: Any) -> Any:

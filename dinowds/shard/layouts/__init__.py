@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from dinowds.data.manifest import Kind
 from dinowds.errors import ConfigError, SourceError
-from dinowds.remote.files import is_remote
+from dinowds.remote.files import is_remote, shown
 
 from ..source import Items, Request, Source, path_text, readable
 
@@ -85,12 +86,19 @@ def open_sources(
     check_given_once(sources)
     if cohort is None:
         _check_cohorts(sources)
+    if other := next((source for source in sources if kind_of(source) != kind_of(sources[0])), None):
+        raise SourceError(
+            f"{other.path}: has {kind_of(other)}s, and {sources[0].path} has {kind_of(sources[0])}s; a dataset has one "
+            "kind: make two"
+        )
     return sources
 
 
 def _open(path: Path, layout: str, request: Request) -> Source:
     if is_remote(request.text):
-        raise SourceError(f"{request.text}: sources must be local; copy it to a local disk first")
+        if layout not in ("auto", "tar"):
+            raise ConfigError(f"--layout: {layout} reads local sources alone, and {shown(request.text)} is remote")
+        return cast(Any, get_layout("tar")).open_remote(request)  # type: ignore[no-any-return]
     with readable(request.text):
         if layout != "auto":
             return get_layout(layout).open_source(path, request)
@@ -101,17 +109,25 @@ def _open(path: Path, layout: str, request: Request) -> Source:
         return found.open_source(path, request)
 
 
+def kind_of(source: Source) -> Kind:
+    """What its samples are."""
+    if source.layout == "dataset":
+        return cast(Any, source).dataset.manifest.kind  # type: ignore[no-any-return]
+    return "region" if source.layout == "regions" else "image"
+
+
 def check_given_once(sources: Sequence[Source]) -> None:
     """Neither links nor folders inside each other may bring a sample twice. Raises SourceError."""
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[object, str] = {}
     folders: dict[Path, str] = {}
     for source in sources:
         for file in source.files if source.layout != "paths" else ():
             with readable(file.path):
-                found = file.file.stat()
-            if other := seen.get((found.st_dev, found.st_ino)):
+                found = None if file.origin else file.file.stat()
+            identity = (found.st_dev, found.st_ino) if found else file.origin
+            if other := seen.get(identity):
                 raise SourceError(f"{file.path}: is given twice, also as {other}; give it once")
-            seen[found.st_dev, found.st_ino] = file.path
+            seen[identity] = file.path
             if file.kind == "folder":
                 folders[file.file.resolve()] = file.path
     for folder, path in folders.items():

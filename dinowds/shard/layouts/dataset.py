@@ -22,7 +22,7 @@ from ..source import Items, Request, Source, SourceFile, path_text, readable, so
 from ..tarscan import FILE
 from .folder import folder_name
 from .members import scan_members
-from .webdataset import Field, extras_array, group, is_extra
+from .webdataset import Field, extras_array, group, is_extra, keyed
 
 NAME = "dataset"
 
@@ -159,8 +159,8 @@ def _find_members(
     found: dict[int, Field] = {}
     extras: dict[int, list[Field]] = {}
     others = 0
-    files = ((name, place, size) for kind, name, place, size in scan_members(read, file.path) if kind == FILE)
-    for stem, fields in group(files):
+    members = (keyed(name, place, size) for kind, name, place, size in scan_members(read, file.path) if kind == FILE)
+    for stem, fields in group(filter(None, members)):
         indexed = [field for field in fields if field.place in keys]
         others += not indexed
         for field in indexed:

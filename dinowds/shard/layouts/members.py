@@ -25,8 +25,10 @@ def scan_members(read: Read, path: str) -> Iterator[Member]:
     """
     for found in scan_tar(_Data(read), path):
         if isinstance(found, Members):
-            for name, place, size in zip(found.names, found.places.tolist(), found.sizes.tolist(), strict=True):
-                yield FILE, name.as_py(), place, size
+            for name, place, size in zip(
+                found.names.to_pylist(), found.places.tolist(), found.sizes.tolist(), strict=True
+            ):
+                yield FILE, name, place, size
         else:
             yield found
 

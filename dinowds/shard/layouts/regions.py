@@ -9,7 +9,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from math import isqrt
 from pathlib import Path
@@ -37,8 +37,8 @@ NOT_A_SQUARE = "tensor of another shape than [n², channels] or [n, n, channels]
 NOT_FINITE = "tensor with values that are not finite"
 OVERFLOW = "tensor with values over 65,504, the largest of float16"
 
-_SUFFIX = ".pt"
-_BESIDE = {_SUFFIX, ".csv", ".json", ".txt", ".yaml", ".yml", ".md", ""}
+_SUFFIX, _MEMBER, _NOT_TAKEN = b".pt", b".npy", b".reason"
+_BESIDE = {".pt", ".csv", ".json", ".txt", ".yaml", ".yml", ".md", ""}
 _LOOKED_AT = 1000
 _ZIP = b"PK\x03\x04"
 _PLACE = re.compile(r"(?:(?P<slide>.+)_)?(?P<x>-?[0-9]{1,18})_(?P<y>-?[0-9]{1,18})", re.DOTALL)
@@ -52,8 +52,8 @@ def recognises(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = (name for _, _, names in os.walk(path) for name in names if not name.startswith("."))
-    found = {os.path.splitext(name)[1].lower() for name in islice(names, _LOOKED_AT)}  # noqa: PTH122 - names may be many
-    return _SUFFIX in found and found <= _BESIDE
+    found = {os.path.splitext(name)[1] for name in islice(names, _LOOKED_AT)}  # noqa: PTH122 - names may be many
+    return ".pt" in found and found <= _BESIDE
 
 
 def open_source(path: Path, request: Request) -> Source:
@@ -64,25 +64,24 @@ def open_source(path: Path, request: Request) -> Source:
 
 def list_items(source: Source, position: int, read: Callable[[int, int], bytes]) -> Items:
     """The regions of a tar that `spool_regions` wrote; what it could not take is the quarantine."""
-    names, places, sizes, quarantine, where = [], [], [], [], []
-    root = folder_name(source.files[position].file)
+    found, quarantine = [], []
     for kind, name, place, size in scan_members(read, source.files[position].path):
-        if kind == FILE and name.endswith(b".npy"):
-            names.append(name)
-            places.append(place)
-            sizes.append(size)
-            where.append(_find_place(decode_name(name), root))
+        if kind == FILE and name.endswith(_MEMBER):
+            found.append((name, place, size))
         elif kind == FILE:
-            quarantine.append((place, name, read(place, size).decode()))
-    slides, xs, ys = zip(*where, strict=True) if where else ((), (), ())
-    facts = {"slide": pa.array(slides, pa.string()), "x": pa.array(xs, pa.int64()), "y": pa.array(ys, pa.int64())}
-    return Items(
-        pa.array(names, pa.large_binary()),
-        np.array(places, np.int64),
-        np.array(sizes, np.int64),
-        pa.table(facts),
-        quarantine,
-    )
+            quarantine.append((place, name[: -len(_NOT_TAKEN)], read(place, size).decode()))
+    return _items(source, position, found, quarantine)
+
+
+def rough_items(source: Source, position: int) -> Items:
+    """What `list_items` would give, from the names of the files alone; places are positions in the walk."""
+    found, quarantine = [], []
+    for name, place, size, reason in _walk(source.files[position].file):
+        if reason is None:
+            found.append((_member(name), place, size))
+        else:
+            quarantine.append((place, name, reason))
+    return _items(source, position, found, quarantine)
 
 
 def spool_regions(root: Path, path: str, out: BinaryIO) -> list[tuple[int, bytes, str]]:
@@ -92,25 +91,21 @@ def spool_regions(root: Path, path: str, out: BinaryIO) -> list[tuple[int, bytes
         path: names the folder in errors.
 
     Returns:
-        (position in the walk, name, reason) of what is not taken. The tar has them too, as members of their own name
-        whose payload is the reason, so that a tar of an earlier run tells them.
+        (position in the walk, name, reason) of what is not taken. The tar has them too, as members NAME.reason, so
+        that a tar of an earlier run tells them.
     """
     quarantine = []
     # GNU's format: names may be of any length and hold any bytes.
     with readable(path), tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
-        for kind, name, position, _ in walk(root, Times()):
-            if kind == DIRECTORY or name.rpartition(b"/")[2].startswith(b"."):
-                continue
+        for name, position, _, reason in _walk(root):
             try:
-                if kind != FILE:
-                    raise NotTaken(kind)
-                if not name.lower().endswith(os.fsencode(_SUFFIX)):
-                    raise NotTaken(NOT_A_TENSOR_NAME)
+                if reason is not None:
+                    raise NotTaken(reason)
                 payload = region_payload(load_region(root / os.fsdecode(name)))
-                member = name[: -len(_SUFFIX)] + b".npy"
-            except NotTaken as reason:
-                quarantine.append((position, name, str(reason)))
-                member, payload = name, str(reason).encode()
+                member = _member(name)
+            except NotTaken as error:
+                quarantine.append((position, name, str(error)))
+                member, payload = name + _NOT_TAKEN, str(error).encode()
             header = tarfile.TarInfo(os.fsdecode(member))
             header.size = len(payload)
             tar.addfile(header, io.BytesIO(payload))
@@ -204,6 +199,35 @@ def check_regions(
         except NotTaken as reason:
             reasons[index] = REASONS.index(str(reason))
     return Checked(reasons, exts, cells[0], cells[1], digests)
+
+
+def _walk(root: Path) -> Iterator[tuple[bytes, int, int, str | None]]:
+    """Name, position and size of each file below a folder that is not hidden, and why it cannot be a region."""
+    for kind, name, position, size in walk(root, Times()):
+        if kind != DIRECTORY and not name.rpartition(b"/")[2].startswith(b"."):
+            reason = None if name.endswith(_SUFFIX) else NOT_A_TENSOR_NAME
+            yield name, position, size, reason if kind == FILE else kind
+
+
+def _member(name: bytes) -> bytes:
+    return name[: -len(_SUFFIX)] + _MEMBER
+
+
+def _items(
+    source: Source, position: int, found: list[tuple[bytes, int, int]], quarantine: list[tuple[int, bytes, str]]
+) -> Items:
+    """Regions by their names in the tar, with slides, places and the names of their files."""
+    names, places, sizes = zip(*found, strict=True) if found else ((), (), ())
+    root = folder_name(source.files[position].file)
+    slides, xs, ys = zip(*(_find_place(decode_name(name), root) for name in names), strict=True) if names else ((),) * 3
+    facts = {
+        "slide": pa.array(slides, pa.string()),
+        "x": pa.array(xs, pa.int64()),
+        "y": pa.array(ys, pa.int64()),
+        "source_name": pa.array([decode_name(name[: -len(_MEMBER)] + _SUFFIX) for name in names], pa.string()),
+    }
+    columns = np.array(places, np.int64), np.array(sizes, np.int64)
+    return Items(pa.array(names, pa.large_binary()), *columns, pa.table(facts), quarantine)
 
 
 def _grid_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

@@ -1,13 +1,18 @@
-"""One tar a cohort, plain or compressed, or one zip."""
+"""One tar a cohort, plain or compressed, or one zip. A tar may be remote."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from dinowds.data.location import split_subset
+from dinowds.data.manifest import MANIFEST_NAME
 from dinowds.errors import SourceError
+from dinowds.remote.files import MissingFileError, shown
 
-from ..source import Request, Source, SourceFile, path_text
+from ..fetching import Origins
+from ..source import FileKind, Request, Source, SourceFile, path_text
 from ..tarheader import BLOCK, is_header
 from . import nothing_known
 
@@ -30,6 +35,30 @@ def open_source(path: Path, request: Request) -> Source:
     return Source(request.text, request.cohort or tar_cohort(path_text(path.name)), NAME, (file,))
 
 
+def open_remote(request: Request) -> Source:
+    """A tar at a URL, which is fetched when it is scanned; the cohort is its name without its suffix.
+
+    Raises:
+        SourceError: there is no tar.
+        StorageError: the store cannot be read.
+    """
+    url, text, files = request.text, shown(request.text), Origins()
+    try:
+        origin, num_bytes = files.look(url)
+        start = files.read(url, 0, min(BLOCK, num_bytes))
+    except MissingFileError as error:
+        if files.exists(f"{split_subset(url)[0].rstrip('/')}/{MANIFEST_NAME}"):
+            raise SourceError(f"{text}: is a dataset, which must be local to be sharded anew; copy it first") from None
+        raise SourceError(str(error)) from None
+    kind, packing = _kind(text, start)
+    if kind != "tar":
+        raise SourceError(f"{text}: is a {kind}, which must be local; copy it to a local disk first")
+    name = urlsplit(text).path.rpartition("/")[2]
+    file = SourceFile(text, Path(text), kind, packing, num_bytes, origin=origin)
+    cohort = request.cohort or tar_cohort(unquote(name) if url.lower().startswith("http") else name)
+    return Source(text, cohort, NAME, (file,))
+
+
 def open_tar_file(path: Path) -> SourceFile:
     """Look at a tar's first bytes. Raises SourceError where it is none."""
     found, text = path.stat(), path_text(path)
@@ -37,12 +66,8 @@ def open_tar_file(path: Path) -> SourceFile:
         raise SourceError(f"{text}: is neither a file nor a folder")
     with open(path, "rb") as stream:
         start = stream.read(BLOCK)
-    if start.startswith(b"PK\x03\x04"):
-        return SourceFile(text, path, "zip", "", found.st_size, found.st_mtime_ns)
-    packing = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), "")
-    if not packing:
-        _check_start(text, start)
-    return SourceFile(text, path, "tar", packing, found.st_size, found.st_mtime_ns)
+    kind, packing = _kind(text, start)
+    return SourceFile(text, path, kind, packing, found.st_size, found.st_mtime_ns)
 
 
 def tar_cohort(name: str) -> str:
@@ -51,6 +76,16 @@ def tar_cohort(name: str) -> str:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return Path(name).stem
+
+
+def _kind(path: str, start: bytes) -> tuple[FileKind, str]:
+    """What a file is by its first block, and its packing."""
+    if start.startswith(b"PK\x03\x04"):
+        return "zip", ""
+    packing = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), "")
+    if not packing:
+        _check_start(path, start)
+    return "tar", packing
 
 
 def _check_start(path: str, start: bytes) -> None:

@@ -42,6 +42,7 @@ IMAGES_KEPT = "further images of samples, kept beside them"
 
 _NAME = re.compile(rb"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _RESERVED = re.compile(rb"__[^/]*__($|/)")
+_MAC = re.compile(rb"(?:^|/)(?:\._[^/]*\Z|\.DS_Store\Z|__MACOSX/)")
 _EXTENSION = re.compile(rb"[A-Za-z0-9_.-]+")
 _NUMBERED = re.compile(r"(?P<prefix>(?:.*[-_])?)(?P<number>[0-9]{4,})(?:-of-[0-9]+)?\.(?:tar|tar\.gz|tgz)")
 _SPLIT = re.compile(r"(train|val|valid|validation|test|dev)(?=$|[-_.])")
@@ -101,29 +102,33 @@ def open_source(path: Path, request: Request) -> Source:
 def list_items(source: Source, position: int, read: Callable[[int, int], bytes]) -> Items:
     """The images of one shard, with key, label and the other members of their samples."""
     listed = _Listed(read)
-    for key, fields in group(listed.files(scan_members(read, source.files[position].path))):
+    for key, fields in group(listed.fields(scan_members(read, source.files[position].path))):
         listed.add(key, fields)
     return listed.finish()
 
 
-def group(files: Iterable[tuple[bytes, int, int]]) -> Iterator[tuple[bytes, list[Field]]]:
-    """Samples of (name, place, size): key and members. Each name has a key (`key_and_field`)."""
-    last, fields = b"", list[Field]()
-    for name, place, size in files:
-        key, ext = key_and_field(name) or (name, b"")
-        if key != last and fields:
-            yield last, fields
-            fields = []
+def group(fields: Iterable[tuple[bytes, Field]]) -> Iterator[tuple[bytes, list[Field]]]:
+    """Members with their keys → samples: those beside each other that share one."""
+    last, sample = b"", list[Field]()
+    for key, field in fields:
+        if key != last and sample:
+            yield last, sample
+            sample = []
         last = key
-        fields.append(Field(ext, name, place, size))
-    if fields:
-        yield last, fields
+        sample.append(field)
+    if sample:
+        yield last, sample
 
 
-def key_and_field(name: bytes) -> tuple[bytes, bytes] | None:
-    """b"a/b.seg.png" → (b"a/b", b"seg.png"); None for a name that belongs to no sample."""
-    match = _NAME.fullmatch(name)
-    return None if match is None else (match[1], match[2])
+def keyed(name: bytes, place: int, size: int) -> tuple[bytes, Field] | None:
+    """A member with its key: b"a/b.seg.png" → (b"a/b", b"seg.png"); None for a name that belongs to no sample."""
+    start = name.rfind(b"/") + 1
+    dot = name.find(b".", start)
+    if dot > start:
+        return name[:dot], Field(name[dot + 1 :], name, place, size)
+    if (match := _NAME.fullmatch(name)) is not None:
+        return match[1], Field(match[2], name, place, size)
+    return None
 
 
 def extras_array(of_samples: list[list[Field]]) -> Any:
@@ -158,27 +163,27 @@ class _Listed:
         self._quarantine: list[tuple[int, bytes, str]] = []
         self._skipped: Counter[str] = Counter()
 
-    def files(self, members: Iterable[Member]) -> Iterator[tuple[bytes, int, int]]:
-        """Those members that belong to samples; the others are noted."""
+    def fields(self, members: Iterable[Member]) -> Iterator[tuple[bytes, Field]]:
+        """Those members that belong to samples, with their keys; the others are noted."""
         for kind, name, place, size in members:
             if kind == DIRECTORY:
                 self._skipped["directories"] += 1
             elif kind != FILE:
                 self._quarantine.append((place, name, kind))
-            elif _is_mac_file(name):
+            elif _MAC.search(name):
                 self._skipped[MAC_FILES] += 1
             elif _RESERVED.match(name):
                 self._skipped[RESERVED] += 1
-            elif key_and_field(name) is None:
-                self._quarantine.append((place, name, NO_FIELD))
+            elif found := keyed(name, place, size):
+                yield found
             else:
-                yield name, place, size
+                self._quarantine.append((place, name, NO_FIELD))
 
     def add(self, key: bytes, fields: list[Field]) -> None:
         """Take one sample."""
         fields = self._without_repeats(fields)
         image = next((field for field in fields if field.ext.lower() in IMAGE_EXTENSIONS), None)
-        image = image or next((field for field in fields if _is_image(field)), None)
+        image = image or next(filter(_is_image, fields), None)
         if image is None:
             self._quarantine.append((fields[0].place, fields[0].name, NO_IMAGE))
             return
@@ -235,11 +240,6 @@ class _Listed:
 
 def _is_image(field: Field) -> bool:
     return field.ext.rpartition(b".")[2].lower() in IMAGE_EXTENSIONS
-
-
-def _is_mac_file(name: bytes) -> bool:
-    parts = name.split(b"/")
-    return parts[-1].startswith(b"._") or parts[-1] == b".DS_Store" or b"__MACOSX" in parts
 
 
 def _find_shards(path: Path, request: Request) -> tuple[dict[str, list[Path]], str, list[SourceFile]]:
@@ -302,9 +302,9 @@ def _holds_samples(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         members = islice(scan_members(FileData(file.fileno()).read, path_text(path)), _LOOKED_AT)
-        files = ((name, place, size) for kind, name, place, size in members if kind == FILE)
+        files = (keyed(name, place, size) for kind, name, place, size in members if kind == FILE)
         try:
-            return any(_has_more(fields) for _, fields in group(files))
+            return any(_has_more(fields) for _, fields in group(filter(None, files)))
         except SourceError:
             return False
 

@@ -32,7 +32,7 @@ def listed(tmp_path: Path, entries: list[str], columns: pa.Table) -> tuple[list[
         b"\xef\xbb\xbfa/1.jpg\r\nb c.jpg",
         b"# mine\n\n  a/1.jpg \t\nb c.jpg\na/1.jpg\n./b c.jpg\n",
         b"filename,label\na/1.jpg,0\nb c.jpg,1\n",
-        b'\xef\xbb\xbflabel;image_path\r\n0;a/1.jpg\r\n1;"b c.jpg"\r\n;\r\n',
+        b'\xef\xbb\xbfimage_path;label\r\na/1.jpg;0\r\n"b c.jpg";1\r\n;\r\n',
         b"slide\tfilename\ns\ta/1.jpg\nt\tb c.jpg\n",
     ],
 )

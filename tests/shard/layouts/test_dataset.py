@@ -136,10 +136,13 @@ def _with_members(folder: Path, members: list[tuple[str, bytes]], indexed: list[
         for name in indexed
     ]
     write_rows(folder, [rows])
-    manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    manifest["shardlist"][0] |= {"url": "shards/s-000000.tar", "filesize": path.stat().st_size}
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    _point_at(folder, [{"url": "shards/s-000000.tar", "nsamples": len(rows), "filesize": path.stat().st_size}])
     return folder
+
+
+def _point_at(folder: Path, shards: list[dict[str, Any]]) -> None:
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    (folder / MANIFEST_NAME).write_text(json.dumps({**manifest, "shardlist": shards}))
 
 
 def test_members__beside_the_image_are_kept_and_withdrawn_samples_are_not(tmp_path: Path) -> None:
@@ -172,22 +175,30 @@ def test_members__of_names_with_dots_are_no_extras(tmp_path: Path) -> None:
         tmp_path / "made", [("s.1.jpg", b"1"), ("s.2.jpg", b"withdrawn"), ("s.3.jpg", b"3")], ["s.1.jpg"]
     )
     rows = [row | {"key": "s_1-0123456789", "shard": 0} for row in pq.read_table(root / SAMPLES_NAME).to_pylist()]
-    url = json.loads((root / MANIFEST_NAME).read_text())["shardlist"]
+    shards = json.loads((root / MANIFEST_NAME).read_text())["shardlist"]
     write_rows(root, [rows])
-    manifest = json.loads((root / MANIFEST_NAME).read_text())
-    (root / MANIFEST_NAME).write_text(json.dumps({**manifest, "shardlist": url}))
+    _point_at(root, shards)
     [(items, content)] = list_all(dataset, open_one(dataset, root))
     assert payloads(items, content) == [b"1"]
     assert "extras" not in items.facts.column_names
 
 
-def test_tar__that_does_not_fit_its_index(made: Path) -> None:
-    source = open_one(dataset, made)
-    path = source.files[1].file
+@pytest.mark.parametrize(("column", "change"), [("offset", 512), ("size", -1), ("size", 1)])
+def test_tar__that_does_not_fit_its_index(tmp_path: Path, column: str, change: int) -> None:
+    root = _with_members(tmp_path / "made", [("1.jpg", b"image"), ("2.jpg", b"image")], ["1.jpg", "2.jpg"])
+    shards = json.loads((root / MANIFEST_NAME).read_text())["shardlist"]
+    rows = pq.read_table(root / SAMPLES_NAME).to_pylist()
+    rows[1][column] += change
+    write_rows(root, [rows])
+    _point_at(root, shards)
+    size = 5 + (change if column == "size" else 0)
+    with pytest.raises(SourceError, match=rf"s-000000\.tar: has no member of {size} bytes at byte \d+, .*--verify"):
+        list_all(dataset, open_one(dataset, root))
+
+
+def test_shard__that_is_not_the_manifests(made: Path) -> None:
+    path = open_one(dataset, made).files[1].file
     content = path.read_bytes()
-    path.write_bytes(content[512:] + bytes(512))
-    with pytest.raises(SourceError, match=r"made-000001\.tar: .*--verify|is not a tar|has no tar header"):
-        list_all(dataset, source)
     path.write_bytes(content[:-512])
     with pytest.raises(
         SourceError, match=rf"made-000001\.tar: has {len(content) - 512} bytes, but manifest\.json says"

@@ -226,7 +226,7 @@ def _change(root: Path, row: int, column: int, value: float, kind: Any = np.floa
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda root: _change(root, 3, 2, 4096.5), r"pretrain_entries\.npy: entry 3 is .*4096\.5.*, expected whole"),
+        (lambda root: _change(root, 3, 2, 512.5), r"pretrain_entries\.npy: entry 3 is .*512\.5.*, expected whole"),
         (lambda root: _change(root, 3, 3, np.nan), r"pretrain_entries\.npy: entry 3 is .*nan"),
         (lambda root: _change(root, 3, 2, 2.0**53), r"entry 3 is "),
         (lambda root: _change(root, 3, 2, -512, np.int64), r"entry 3 is .*-512"),

@@ -30,7 +30,7 @@ from dinowds.shard.layouts.regions import (
     region_payload,
     spool_regions,
 )
-from dinowds.shard.source import Items
+from dinowds.shard.source import Items, Request
 from tests.shard.layouts import open_one, payloads
 
 
@@ -157,7 +157,7 @@ def folder(tmp_path: Path) -> Path:
     names = (
         "s1/0_4096.pt",
         "s1/region_-5_7.pt",
-        "tiles/s2_10_20.PT",
+        "tiles/s2_10_20.pt",
         "x_y_3_4.pt",
         "5_6.pt",
         "ö 組織.pt",
@@ -172,12 +172,13 @@ def folder(tmp_path: Path) -> Path:
 def test_spool_regions__keeps_values_names_and_places(folder: Path, tmp_path: Path) -> None:
     items, content = _spooled(folder, tmp_path / "a.tar")
     names = [name.decode() for name in items.names.to_pylist()]
-    sources = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.[pP][tT]"))
+    sources = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.pt"))
     assert sorted(names) == sorted(f"{name[:-3]}.npy" for name in sources)
     assert [payload for _, payload in sorted(zip(names, payloads(items, content), strict=True))] == [
         region_payload(load_region(folder / name)) for name in sources
     ]
-    where = {name: tuple(row.values()) for name, row in zip(names, items.facts.to_pylist(), strict=True)}
+    assert items.facts["source_name"].to_pylist() == [f"{name[:-4]}.pt" for name in names]
+    where = {name: (row["slide"], row["x"], row["y"]) for name, row in zip(names, items.facts.to_pylist(), strict=True)}
     assert where == {
         "s1/0_4096.npy": ("s1", 0, 4096),
         "s1/region_-5_7.npy": ("s1", -5, 7),
@@ -202,16 +203,26 @@ def test_spool_regions__is_the_same_each_time_and_sorted(folder: Path, tmp_path:
 def test_spool_regions__keeps_what_it_does_not_take_with_the_reason(folder: Path, tmp_path: Path) -> None:
     """A later run reads the reasons from the tar."""
     torch.save(torch.zeros(15, 3), folder / "a_bad.pt")
-    (folder / "notes.txt").write_text("notes")
+    for name in ("notes.txt", "notes.npy"):
+        (folder / name).write_text("notes")
     (folder / ".hidden.pt").write_text("")
     (folder / "link.pt").symlink_to(folder / "5_6.pt")
     with open(tmp_path / "a.tar", "wb") as out:
         quarantine = spool_regions(folder, str(folder), out)
-    expected = {b"a_bad.pt": NOT_A_SQUARE, b"notes.txt": NOT_A_TENSOR_NAME, b"link.pt": "symbolic link"}
+    expected = {b"a_bad.pt": NOT_A_SQUARE, b"link.pt": "symbolic link"}
+    expected |= {b"notes.txt": NOT_A_TENSOR_NAME, b"notes.npy": NOT_A_TENSOR_NAME}
     assert {name: reason for _, name, reason in quarantine} == expected
-    items, _ = _spooled(folder, tmp_path / "b.tar")
+    source = regions.open_source(folder, Request(str(folder)))
+    content = (tmp_path / "a.tar").read_bytes()
+    items = regions.list_items(source, 0, lambda place, size: content[place : place + size])
     assert {name: reason for _, name, reason in items.quarantine} == expected
     assert len(items.names) == 7
+    rough = regions.rough_items(source, 0)
+    assert [name for name in rough.names.to_pylist() if name != b"a_bad.npy"] == items.names.to_pylist()
+    assert len(rough.facts) == 8
+    assert {name: reason for _, name, reason in rough.quarantine} == {
+        k: v for k, v in expected.items() if k != b"a_bad.pt"
+    }
 
 
 def test_spool_regions__names_the_folder_that_has_gone(tmp_path: Path) -> None:

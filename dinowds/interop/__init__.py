@@ -1,0 +1,1 @@
+"""What other readers of WebDataset want beside the shards. No shard is written or changed."""
