@@ -354,4 +354,4 @@ def _write(name: str, task: ShardTask) -> None:
     stage = _here(name)
     stage.check_lasts()
     with stage.reader() as reader:
-        write_shard(stage.work, task, reader, stage.check_lasts)()
+        write_shard(stage.work, task, reader, stage.check_lasts).finish()

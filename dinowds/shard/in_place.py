@@ -26,9 +26,12 @@ Report = Callable[[int, int], None]
 def check_in_place(sources: Sequence[Source]) -> None:
     """Raises SourceError where payloads cannot be read from a source as it is, and by any reader of tars."""
     for file in (file for source in sources for file in source.files):
-        if file.kind != "tar" or file.packing:
+        if file.kind != "tar" or file.packing or file.origin is not None:
             what = f"compressed with {file.packing}" if file.packing else f"a {file.kind}"
-            raise SourceError(f"{file.path}: is {what}, and --in-place takes uncompressed tars alone; leave it out")
+            what = "remote" if file.origin is not None else what
+            raise SourceError(
+                f"{file.path}: is {what}, and --in-place takes uncompressed tars of this host alone; leave it out"
+            )
 
 
 def rows_of_files(file_of: npt.NDArray[np.int32], places: Int64s) -> list[tuple[int, Int64s]]:

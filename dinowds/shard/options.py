@@ -127,7 +127,10 @@ def fingerprint_of(sources: Sequence[Source], output: Output, options: ShardOpti
 
 
 def _identity(source: Source) -> dict[str, Any]:
-    files = [(file.path, file.kind, file.num_bytes, file.mtime_ns) for file in (*source.files, *source.sidecars)]
+    files = [
+        (file.path, file.kind, file.num_bytes, file.mtime_ns, file.origin and file.origin.version)
+        for file in (*source.files, *source.sidecars)
+    ]
     return {
         "path": source.path,
         "cohort": source.cohort,
@@ -152,7 +155,7 @@ def _check_apart(sources: Sequence[Source], output: Output) -> None:
     """Neither may lie in the other."""
     place = output.root
     option = "--staging" if output.is_remote else "--out"
-    for file in (file for source in sources for file in source.files):
+    for file in (file for source in sources for file in source.files if file.origin is None):
         resolved = file.file.resolve()
         if file.kind == "folder" and place.is_relative_to(resolved):
             raise ConfigError(f"{option}: {place} lies in the source {file.path}; give a folder outside of it")

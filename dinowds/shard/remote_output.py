@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from dinowds.data.manifest import (
     Manifest,
 )
 from dinowds.errors import OutputError, StorageError
+from dinowds.files import write_atomic
 from dinowds.remote.files import RemoteFiles, shown
 from dinowds.remote.threads import in_threads
 
@@ -109,8 +109,10 @@ class RemoteOutput:
         tar = tar_path(self.work, index)
         notes = read_json(self.work / STATE_NAME)
         self._check_run(notes if isinstance(notes, dict) else {"run": ""})
+        if not size_of(tar):
+            return  # another worker of a cluster has uploaded it
         self._upload(tar, url)
-        os.truncate(tar, 0)
+        write_atomic(tar, b"")  # a new file: an upload that goes on elsewhere keeps its bytes
 
     def publish(self, manifest: Manifest, notes: Notes, again: bool) -> None:  # noqa: ARG002
         """Old shards and subsets that are not the new dataset's go just before the manifest comes."""

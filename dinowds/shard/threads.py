@@ -10,7 +10,7 @@ from contextlib import closing
 import pyarrow.compute as pc
 
 from .reader import Reader, allow_open_files
-from .writer import Job, ShardTask, write_shard
+from .writer import Job, ShardTask, Unfinished, write_shard
 
 Report = Callable[[int, int], None]
 """(samples, bytes) read since the last call; called in several threads."""
@@ -67,15 +67,19 @@ class _Run:
             while (make := self._next()) is not None:
                 task = make()
                 count = self._check if self._job.output.is_remote else self._count
-                finish = write_shard(self._job, task, reader, count)
-                if unfinished is not None:
-                    unfinished.result()
-                unfinished = finisher.submit(self._finish, task, finish)
+                shard = write_shard(self._job, task, reader, count)
+                try:
+                    if unfinished is not None:
+                        unfinished.result()
+                except BaseException as error:
+                    shard.abandon(error)
+                    raise
+                unfinished = finisher.submit(self._finish, task, shard)
             if unfinished is not None:
                 unfinished.result()
 
-    def _finish(self, task: ShardTask, finish: Callable[[], None]) -> None:
-        finish()
+    def _finish(self, task: ShardTask, shard: Unfinished) -> None:
+        shard.finish()
         if self._job.output.is_remote:
             self._count(len(task.rows), pc.sum(task.rows["size"]).as_py())
         with self._lock:

@@ -75,37 +75,49 @@ def rows_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.arrow"
 
 
-def write_shard(job: Job, task: ShardTask, reader: Reader, report: Callable[[int, int], None]) -> Callable[[], None]:
-    """Write one shard; what is returned makes it done. `report` gets the samples and bytes read since its last call.
+class Unfinished:
+    """A shard that is written, but not yet done: it waits for the disk, is renamed, gets its rows, and is taken by the
+    output. That can be done in another thread while the next shard is read.
+    """
 
-    To be done, a shard waits for the disk, is then renamed and given its rows, and is taken by the output. The caller
-    can do that in another thread while it reads the next shard. A shard that an earlier run has written, but which the
-    output has not taken, is not written again.
+    def __init__(self, job: Job, index: int, done: DoneShard | None = None, file: ExitStack | None = None) -> None:
+        self._job, self._index, self._done, self._file = job, index, done, file
 
-    Raises (both it and what it returns):
+    def finish(self) -> None:
+        """Make it done. Raises OutputError or StorageError."""
+        with output_errors(self._job.output.root):
+            if self._file is not None and self._done is not None:
+                self._file.close()
+                write_rows(rows_path(self._job.folder, self._index), self._done)
+            self._job.output.take_shard(self._index, shard_url(self._job.name, self._index))
+
+    def abandon(self, reason: BaseException) -> None:
+        """Leave nothing of it."""
+        if self._file is not None:
+            self._file.__exit__(type(reason), reason, None)
+
+
+def write_shard(job: Job, task: ShardTask, reader: Reader, report: Callable[[int, int], None]) -> Unfinished:
+    """Write one shard. `report` gets the samples and bytes read since its last call.
+
+    A shard that an earlier run has written, but which the output has not taken, is not written again.
+
+    Raises:
         SourceError: a source changed or cannot be read.
-        OutputError, StorageError: the shard cannot be written.
+        OutputError: the shard cannot be written.
     """
     path = tar_path(job.folder, task.index)
     before = read_rows(job.folder, task.index)
     if before is not None and size_of(path) == before.num_bytes:
-        return lambda: _hand_over(job, task.index)
+        return Unfinished(job, task.index)
     rows = task.rows
     keys = sample_keys_of(job, rows)
     plan = plan_tar(keys, rows)
     with output_errors(job.output.root), ExitStack() as stack:
         file = stack.enter_context(atomic_write(path))
         sha256, digests = _write_tar(plan, rows, reader, file, report)
-        unfinished = stack.pop_all()
-    done = DoneShard(sample_rows(job, rows, keys, plan.offsets, digests), plan.num_bytes, sha256)
-
-    def finish() -> None:
-        with output_errors(job.output.root):
-            unfinished.close()
-            write_rows(rows_path(job.folder, task.index), done)
-        _hand_over(job, task.index)
-
-    return finish
+        done = DoneShard(sample_rows(job, rows, keys, plan.offsets, digests), plan.num_bytes, sha256)
+        return Unfinished(job, task.index, done, stack.pop_all())
 
 
 def _write_tar(
@@ -171,11 +183,6 @@ def sample_keys_of(job: Job, rows: Any) -> Any:
     prefixes = [file.prefix for file in job.files]
     file_of, cohort_of, salts = (rows[name].to_numpy() for name in ("file", "cohort", "salt"))
     return sample_keys(rows["name"].combine_chunks(), prefixes, file_of, job.cohorts, cohort_of, salts, kept)
-
-
-def _hand_over(job: Job, index: int) -> None:
-    with output_errors(job.output.root):
-        job.output.take_shard(index, shard_url(job.name, index))
 
 
 def write_rows(path: Path, done: DoneShard) -> None:

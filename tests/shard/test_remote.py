@@ -284,7 +284,7 @@ def test_build__places_that_cannot_work_are_errors(
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match=r"^--staging: .* lies in the source"):
         build_dataset([tmp_path / "folder"], f"{s3.url}/out", replace(options, staging=tmp_path / "folder" / "deep"))
-    with pytest.raises(SourceError, match=r"^s3://bucket/a\.tar: sources must be local"):
+    with pytest.raises(SourceError, match=r"^s3://bucket/a\.tar: no such file"):
         build_dataset(["s3://bucket/a.tar"], f"{s3.url}/out", options)
     with pytest.raises((OutputError, StorageError), match=r"nowhere-at-all/out.*bucket"):
         build_dataset([source], "s3://nowhere-at-all/out", options)
