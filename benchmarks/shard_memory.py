@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,13 @@ def small_images(count: int) -> list[bytes]:
     return images
 
 
+def make_source(path: Path, what: str, count: int, gigabytes: float) -> None:
+    payloads = small_images(200) if what == "entries" else photo_patches(4000, size=256, seed=0)
+    if what == "bytes":
+        count = int(gigabytes * 1e9 / (np.mean([len(payload) for payload in payloads]) + 768))
+    write_source(path, payloads, count)
+
+
 def write_source(path: Path, payloads: list[bytes], count: int) -> None:
     """A tar of `count` members, written in large pieces."""
     from dinowds.shard.kernels import tar_headers
@@ -57,7 +66,7 @@ def write_source(path: Path, payloads: list[bytes], count: int) -> None:
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run `dinowds shard` and say what it took."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "dinowds.cli", *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([Path(sys.executable).with_name("dinowds"), *arguments], stderr=subprocess.DEVNULL)
     counters: dict[str, int] = {}
     while True:
         try:
@@ -90,15 +99,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         source, out = Path(temporary) / "source.tar", Path(temporary) / "out"
-        payloads = small_images(200) if options.what == "entries" else photo_patches(4000, size=256, seed=0)
-        count = options.count
-        if options.what == "bytes":
-            count = int(options.gigabytes * 1e9 / (np.mean([len(payload) for payload in payloads]) + 768))
-        write_source(source, payloads, count)
+        # In a process of its own: the system counts what its parent holds as the command's, too.
+        making = get_context("spawn").Process(
+            target=make_source, args=(source, options.what, options.count, options.gigabytes)
+        )
+        making.start()
+        making.join()
         os.sync()
         more = ["--memory", options.memory] if options.what == "bytes" else ["--memory", "0"]
         figures = run(["shard", str(source), "--out", str(out), "--workers", "2", *more])
         num_bytes = source.stat().st_size
+        shards = json.loads((out / "manifest.json").read_bytes())["shardlist"]
+        count = sum(shard["nsamples"] for shard in shards)
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         shutil.rmtree(out)
     result = {

@@ -24,7 +24,7 @@ from .finish import write_dataset_index
 from .in_place import index_in_place
 from .layouts import kind_of
 from .options import ShardOptions, dataset_name, fingerprint_of, open_all
-from .output import output_errors, shard_url, tar_path
+from .output import Output, output_errors, shard_url, tar_path
 from .progress import Progress, Report, ShardProgress
 from .records import choose_salts
 from .scanning import Scanned
@@ -117,43 +117,78 @@ def _make(
         chosen = extend_labels(before, chosen)
     for line in chosen.notices:
         notice(line)
+    draft = _describe(output, sources, scanned, images, chosen, options)
+    flat, added = [file.without_images() for file in flat], len(images)
+    del scanned  # of millions of images, each column counts
+    pa.default_memory_pool().release_unused()
+    shards = _write(output, images, chosen.labels, options, before, engine, report)
+    del images, chosen
+    check_unchanged(sources)
+    report(ShardProgress("index", added, added))
+    if before is None:
+        manifest = write_dataset_index(workspace, draft, shards, flat)
+        write_manifest(workspace.folder, manifest)
+        workspace.publish(manifest)
+        return manifest
+    manifest = write_dataset_index(workspace, join_manifests(before, draft), shards, flat, before)
+    moved = {} if options.in_place else {tar_path(workspace.folder, n).name: url for n, url in shards.items()}
+    manifest, notices = replace_index(workspace, before, manifest, moved, remap=added_at_end(added))
+    for line in notices:
+        notice(line)
+    return manifest
+
+
+def _write(
+    output: Output,
+    images: Images,
+    labels: Int64s,
+    options: ShardOptions,
+    before: Manifest | None,
+    engine: Engine,
+    report: Report,
+) -> dict[int, str]:
+    """Write the shards, or the rows of tars that are shards already: number in the work folder → URL."""
     name, first = (dataset_name(output, options), 0) if before is None else (before.name, next_shard(before))
     job = Job(images.files, images.cohorts, options.key_pattern, output, name)
-    table = _with_keys(images, chosen.labels, None if before is None else _keys_of(output.root))
-    if "extras" in table.column_names:
-        check_members(sample_keys_of(job, table), table)
+    images = replace(images, table=_with_keys(images, labels, None if before is None else _keys_of(output.root)))
+    if "extras" in images.table.column_names:
+        check_members(sample_keys_of(job, images.table), images.table)
     if options.in_place:
         progress = Progress("write", images, [np.arange(len(images))], report)
-        tars = index_in_place(job, table, first, options.workers, progress.advance)
-        shards = {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
-    else:
-        layout = lay_out(images, chosen.labels, options)
-        write_missing(job, replace(images, table=table), layout, first, options.memory, engine, report)
-        shards = {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
-    check_unchanged(sources)
-    report(ShardProgress("index", len(images), len(images)))
-    manifest = Manifest(
-        name=name,
+        tars = index_in_place(job, images.table, first, options.workers, progress.advance)
+        return {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
+    layout = lay_out(images, labels, options)
+    write_missing(job, images, layout, first, options.memory, engine, report)
+    return {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
+
+
+def _describe(
+    output: Output,
+    sources: Sequence[Source],
+    scanned: Sequence[Sequence[Scanned]],
+    images: Images,
+    chosen: Chosen,
+    options: ShardOptions,
+) -> Manifest:
+    """What is known of the dataset before it is written."""
+    parts: dict[str, Any] = {
+        "skipped": _skipped(scanned),
+        "dropped": chosen.dropped,
+        "quality": count_quality(images),
+        "cohorts": {source.cohort: source.metadata for source in sources if source.metadata},
+        "in_place": options.in_place,
+    }
+    return Manifest(
+        name=dataset_name(output, options),
         kind=kind_of(sources[0]),
         shards=(),
         cohorts=dict.fromkeys(images.cohorts, 0),
         label_names=chosen.label_names,
         seed=options.seed,
         samples_sha256="",
-        metadata=_metadata(sources, scanned, images, chosen, options),
+        metadata={name: part for name, part in parts.items() if part},
         shuffled=options.shuffle and not options.in_place,
     )
-    if before is None:
-        manifest = write_dataset_index(workspace, manifest, shards, flat)
-        write_manifest(workspace.folder, manifest)
-        workspace.publish(manifest)
-        return manifest
-    manifest = write_dataset_index(workspace, join_manifests(before, manifest), shards, flat, before)
-    moved = {} if options.in_place else {tar_path(workspace.folder, n).name: url for n, url in shards.items()}
-    manifest, notices = replace_index(workspace, before, manifest, moved, remap=added_at_end(len(images)))
-    for line in notices:
-        notice(line)
-    return manifest
 
 
 def plan_dataset(
@@ -221,23 +256,6 @@ def _with_keys(images: Images, labels: Int64s, taken: Any) -> Any:
 def _keys_of(root: Path) -> Any:
     """All keys of a dataset, an Arrow array of text."""
     return Dataset.open(root).columns(["key"])["key"].combine_chunks()
-
-
-def _metadata(
-    sources: Sequence[Source],
-    scanned: Sequence[Sequence[Scanned]],
-    images: Images,
-    chosen: Chosen,
-    options: ShardOptions,
-) -> dict[str, Any]:
-    parts: dict[str, Any] = {
-        "skipped": _skipped(scanned),
-        "dropped": chosen.dropped,
-        "quality": count_quality(images),
-        "cohorts": {source.cohort: source.metadata for source in sources if source.metadata},
-        "in_place": options.in_place,
-    }
-    return {name: part for name, part in parts.items() if part}
 
 
 def _skipped(scanned: Sequence[Sequence[Scanned]]) -> dict[str, int]:

@@ -35,6 +35,8 @@ BATCH = 4096
 
 _IMAGE_NAME = r"(?i)\.(" + "|".join(sorted(ending.decode() for ending in IMAGE_EXTENSIONS)) + r")\z"
 _MAX_LABEL_BYTES = 32
+_TABLES = 64
+_HASHED_ROWS = 1 << 16
 _PACKERS = (b"gz", b"bz2", b"xz", b"zst")
 
 QUARANTINE_COLUMNS: Any = pa.schema(
@@ -85,6 +87,7 @@ class Collector:
         self._extensions: Counter[bytes] = Counter()
         self._skipped: Counter[str] = Counter()
         self._images: list[Any] = []
+        self._compacted: list[Any] = []
         self._pending: list[tuple[bytes, int, int]] = []
         self._labels: list[tuple[bytes, int, int]] = []
         self._quarantine: list[tuple[int, bytes, str]] = []
@@ -139,6 +142,14 @@ class Collector:
         table, bad = checked_table(names, places, sizes, self._check(names, places, sizes))
         self._images.append(table)
         self._quarantine += bad
+        if len(self._images) >= _TABLES:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Many small tables take twice the memory of one."""
+        if self._images:
+            self._compacted.append(pa.concat_tables(self._images).combine_chunks())
+        self._images = []
 
     def _leave_out(self, kind: str, name: bytes, place: int, size: int) -> None:
         ending = name.rpartition(b".")[2].lower() if b"." in name else b""
@@ -171,8 +182,9 @@ class Collector:
     def finish(self) -> tuple[Any, list[tuple[int, bytes, str]], Counter[str], Counter[bytes]]:
         """The images of all that was taken, with `label` where there were any; quarantine, skipped, extensions."""
         self._flush()
-        images = pa.concat_tables(self._images) if self._images else _no_images()
-        self._images = []
+        self._compact()
+        images = pa.concat_tables(self._compacted) if self._compacted else _no_images()
+        self._compacted = []
         if self._labels:
             names = pa.array([name for name, _, _ in self._labels], pa.large_binary())
             which = match_labels(images["name"].combine_chunks(), names)
@@ -268,7 +280,8 @@ def finish_listing(
     digest = xxhash.xxh3_128(salt)
     for table in (images, lines):
         with pa.ipc.new_stream(pa.PythonFile(_Hashed(digest), "w"), table.schema) as stream:
-            stream.write_table(table.combine_chunks())
+            for start in range(0, len(table), _HASHED_ROWS):
+                stream.write_table(table.slice(start, _HASHED_ROWS).combine_chunks())
     return Listing(images, lines, skipped, extensions, digest.hexdigest(), newest_ns)
 
 

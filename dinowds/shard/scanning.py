@@ -37,6 +37,10 @@ class Scanned(NamedTuple):
     file: SourceFile
     listing: Listing
 
+    def without_images(self) -> Scanned:
+        """What is left to say once the images are taken elsewhere."""
+        return self._replace(listing=self.listing._replace(images=None))
+
 
 class Stopped(Exception):
     """Another file could not be listed."""

@@ -30,7 +30,8 @@ class TarPlan(NamedTuple):
 
     `offsets` is int64 [N]: each image's payload; `ends` int64 [N]: each sample's. The P payloads to copy: int64 [P] of
     `sample`, `place` and `size` in the source, `to` in the tar, and `image`: which image it is, N for further members.
-    `blocks` is uint8 [L, 512]: headers, labels and the end, which go to block number `block_at`, int64 [L].
+    `names` (Arrow strings), `header_sizes` and `header_at` are of all M members: what their headers say, and at which
+    block these are. The payload of a label, one of `labels` (uint8 [L, 512]), goes to a block `label_at`: `label_of`.
     """
 
     num_bytes: int
@@ -41,8 +42,12 @@ class TarPlan(NamedTuple):
     size: Int64s
     to: Int64s
     image: Int64s
-    blocks: npt.NDArray[np.uint8]
-    block_at: Int64s
+    names: Any
+    header_sizes: Int64s
+    header_at: Int64s
+    labels: npt.NDArray[np.uint8]
+    label_of: Int64s
+    label_at: Int64s
 
 
 def plan_tar(keys: Any, rows: Any) -> TarPlan:
@@ -55,13 +60,12 @@ def plan_tar(keys: Any, rows: Any) -> TarPlan:
     total = int(num_bytes.sum())
     is_label = members.place < 0
     copies = order[~is_label[order]]
+    label_at = starts[is_label] // BLOCK + 1
+    in_order = np.argsort(label_at)
     values, which = np.unique(members.label[is_label], return_inverse=True)
     texts = np.zeros((len(values), BLOCK), np.uint8)
     for row, value in enumerate(values.tolist()):
         texts[row, : len(str(value))] = list(str(value).encode())
-    blocks = np.concatenate([tar_headers(members.names, members.size), texts[which], np.zeros((2, BLOCK), np.uint8)])
-    block_at = np.concatenate([starts, starts[is_label] + BLOCK, [total, total + BLOCK]]) // BLOCK
-    in_order = np.argsort(block_at)
     images = np.arange(len(keys))
     ends = np.zeros(len(keys), np.int64)
     np.maximum.at(ends, members.sample, starts + num_bytes)
@@ -74,8 +78,12 @@ def plan_tar(keys: Any, rows: Any) -> TarPlan:
         size=members.size[copies],
         to=starts[copies] + BLOCK,
         image=np.minimum(copies, len(keys)),
-        blocks=blocks[in_order],
-        block_at=block_at[in_order],
+        names=members.names.take(pa.array(order)),
+        header_sizes=members.size[order],
+        header_at=starts[order] // BLOCK,
+        labels=texts,
+        label_of=which[in_order],
+        label_at=label_at[in_order],
     )
 
 
@@ -100,8 +108,14 @@ def fill(plan: TarPlan, start: int, part: npt.NDArray[np.uint8]) -> slice:
     size = plan.size[copies]
     last = plan.to[copies] + padded(size) - BLOCK - start
     blocks[last[size > 0] // BLOCK] = 0
-    first, stop = np.searchsorted(plan.block_at, [start // BLOCK, (start + len(part)) // BLOCK])
-    blocks[plan.block_at[first:stop] - start // BLOCK] = plan.blocks[first:stop]
+    bounds = [start // BLOCK, (start + len(part)) // BLOCK]
+    first, stop = np.searchsorted(plan.header_at, bounds).tolist()
+    headers = tar_headers(plan.names.slice(first, stop - first), plan.header_sizes[first:stop])
+    blocks[plan.header_at[first:stop] - bounds[0]] = headers
+    first, stop = np.searchsorted(plan.label_at, bounds).tolist()
+    blocks[plan.label_at[first:stop] - bounds[0]] = plan.labels[plan.label_of[first:stop]]
+    if start + len(part) == plan.num_bytes:
+        part[-END_BYTES:] = 0
     return copies
 
 
