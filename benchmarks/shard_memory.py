@@ -4,8 +4,8 @@
     python benchmarks/shard_memory.py bytes [--gigabytes 10] [--memory 512MiB]      a source larger than --memory
 
 The command runs as its own process; its largest resident set is the system's figure (`ru_maxrss`), which counts the
-Python interpreter and all libraries. Bytes that it asked the system for come from /proc: those of the source, those that
-it wrote to its buckets and reads again, and the index.
+Python interpreter and all libraries. Bytes that it asked the system for come from /proc: those of the source, those
+that it wrote to its buckets and reads again, and the index.
 """
 
 from __future__ import annotations
