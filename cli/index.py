@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +9,7 @@ import typer
 
 from .shared import interruptible, print_json, print_notice
 from .tables import format_bytes, make_table
+from .withdraw import counting
 
 if TYPE_CHECKING:
     from dinowds.interop.write import Indexed, Written
@@ -48,7 +46,7 @@ def index(
     from dinowds.interop.write import write_indexes
 
     chosen = READERS if Reader.ALL in readers else tuple(reader.value for reader in readers)
-    with interruptible("begin anew"), _progress() as report:
+    with interruptible("begin anew"), counting("shards") as report:
         done = write_indexes(dataset, chosen, overwrite, report)
     for notice in done.notices:
         print_notice(notice)
@@ -73,17 +71,3 @@ def _where(written: Written) -> str:
     if len(written.files) == 1:
         return written.files[0]
     return ", ".join(sorted({name.rpartition("/")[0] for name in written.files}))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("index"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("index", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

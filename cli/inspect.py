@@ -153,8 +153,8 @@ def print_summary(summary: Summary, title: str) -> None:
     if summary.samples_without_slide:
         rows.append(("samples without slide", summary.samples_without_slide))
     rows += [(f"quarantined: {reason}", count) for reason, count in summary.quarantined.items()]
-    rows += [(f"dropped: {reason}", count) for reason, count in summary.metadata.get("dropped", {}).items()]
-    rows += [(what, count) for what, count in summary.metadata.get("quality", {}).items()]
+    rows += [(f"dropped: {reason}", count) for reason, count in _counts(summary, "dropped")]
+    rows += [(what, count) for what, count in _counts(summary, "quality")]
     if duplicates := summary.metadata.get("duplicates"):
         rows.append(("exact duplicates", duplicates))
     if summary.withdrawn_in_shards:
@@ -169,6 +169,12 @@ def print_summary(summary: Summary, title: str) -> None:
         console.print(make_table("labels", ("label", "samples"), _first(labels)))
     console.print(make_table("image sizes", ("width x height", "samples"), _first(list(summary.sizes.items()))))
     console.print(make_table("formats", ("format", "samples"), summary.formats.items()))
+
+
+def _counts(summary: Summary, name: str) -> list[tuple[str, object]]:
+    """Of the metadata, which others may have written."""
+    found = summary.metadata.get(name)
+    return list(found.items()) if isinstance(found, dict) else []
 
 
 def _num_bytes(summary: Summary) -> int:

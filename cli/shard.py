@@ -251,6 +251,8 @@ def shard(
         else:
             manifest = build_dataset(sources, out, options, report, print_notice)
     if dry_run:
+        for line in plan.notices:
+            print_notice(line)
         _print_plan(plan, shown(out), as_json)
     else:
         _print_summary(manifest, out, as_json)

@@ -11,7 +11,7 @@ import secrets
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -183,10 +183,11 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as file:
+def sha256_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
+    """Hex sha256 of a regular file's bytes. `between` is called after each MiB; what it raises ends the reading."""
+    with open(open_regular(path), "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
+            between()
     return digest.hexdigest()

@@ -28,6 +28,7 @@ UNFINISHED_NAME = ".unfinished"
 """Folder in which `dinowds shard` keeps what it needs to go on; removed when the manifest is written."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOO_MANY = 1 << 48
 
 Kind = Literal["image", "region"]
 
@@ -127,7 +128,7 @@ class Manifest:
         if block["kind"] not in ("image", "region"):
             raise ValueError(f"kind is {block['kind']!r}, expected 'image' or 'region'")
         shards = tuple(
-            Shard(_printable(entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), _hex_sha256(sha256))
+            Shard(_printable(entry["url"]), _count(entry["nsamples"]), _count(entry["filesize"]), _hex_sha256(sha256))
             for entry, sha256 in zip(content["shardlist"], block["shard_sha256"], strict=True)
         )
         return cls(
@@ -149,6 +150,12 @@ def _printable(url: Any) -> str:
     if any(ord(character) < 32 for character in str(url)):
         raise ValueError(f"a shard's url is {str(url)!r}, expected one without control characters")
     return str(url)
+
+
+def _count(value: Any) -> int:
+    if not 0 <= int(value) < _TOO_MANY:
+        raise ValueError(f"a shard's nsamples or filesize is {value!r}, expected 0 or more, and less than 2^48")
+    return int(value)
 
 
 def _hex_sha256(text: Any) -> str:
@@ -198,7 +205,7 @@ def _read_remote(url: str, path: str, files: RemoteFiles) -> bytes:
 
 def _parse(path: str, content: bytes) -> Manifest:
     try:
-        return Manifest.from_json(json.loads(content))
+        return Manifest.from_json(_loaded(content))
     except KeyError as error:
         raise DatasetError(f"{path}: has no {error.args[0]!r}; not a manifest of dinowds") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -207,6 +214,14 @@ def _parse(path: str, content: bytes) -> Manifest:
         raise DatasetError(f"{path}: {error}") from None
     except (TypeError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{path}: not a manifest of dinowds ({error})") from None
+
+
+def _loaded(content: bytes) -> Any:
+    """JSON. Raises ValueError for text that is not Unicode, which can only be written escaped: `\\ud800`."""
+    loaded = json.loads(content)
+    if rb"\ud" in content.lower():
+        json.dumps(loaded, ensure_ascii=False).encode()
+    return loaded
 
 
 def _why_no_manifest(folder: Path) -> str:

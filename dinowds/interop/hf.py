@@ -17,7 +17,7 @@ configs:
 
 # {name}
 
-{samples} samples in {num_shards} WebDataset shards.
+Images in WebDataset shards, made with 'dinowds shard'; `manifest.json` says how many.
 
 ```python
 from datasets import load_dataset
@@ -43,5 +43,4 @@ def refusal(facts: Facts) -> str | None:
 def files(manifest: Manifest) -> dict[str, bytes]:
     """Name → content."""
     name = " ".join(manifest.name.split())
-    numbers = {"samples": f"{manifest.num_samples:,}", "num_shards": f"{len(manifest.shards):,}"}
-    return {HF_CARD: _CARD.format(mark=MARK, shards=SHARDS, name=name, **numbers).encode()}
+    return {HF_CARD: _CARD.format(mark=MARK, shards=SHARDS, name=name).encode()}

@@ -156,7 +156,8 @@ def _compare(tar: Path, rows: Sequence[Row], samples: Sequence[SampleMembers]) -
     if indexed.keys() < found.keys():
         raise DatasetError(
             f"{tar}: holds {len(samples)} samples, of which samples.parquet lists {len(rows)}; other readers would "
-            "give the others too; write the shards anew with 'dinowds withdraw --rewrite'"
+            "give the others too; remove withdrawn ones with 'dinowds withdraw --rewrite', or copy those that "
+            "are listed with 'dinowds shard DATASET --out NEW'"
         )
     wrong = [key for key, image in indexed.items() if key not in found or image not in found[key].members]
     if wrong or len(found) < len(samples) or list(indexed) != [sample.key for sample in samples]:

@@ -97,9 +97,11 @@ def _open(location: str) -> Dataset:
 
 
 def _check_readers(root: str, facts: Facts, readers: Collection[str]) -> None:
-    for reader in readers:
-        if (reason := _REFUSALS[reader](facts)) is not None:
-            raise DatasetError(f"{root}: cannot be read by {reader}: {reason}, or leave out --for {reader}")
+    refused = {reader: reason for reader in readers if (reason := _REFUSALS[reader](facts)) is not None}
+    for reader, reason in refused.items():
+        others = [f"--for {other}" for other in readers if other not in refused]
+        advice = f"; for the others, give {' '.join(others)}" if others else ""
+        raise DatasetError(f"{root}: cannot be read by {reader}: {reason}{advice}")
 
 
 def _small_files(facts: Facts, readers: Collection[str]) -> dict[str, dict[str, bytes]]:

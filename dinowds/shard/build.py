@@ -22,7 +22,7 @@ from .choice import Chosen
 from .engine import Engine, open_engine
 from .finish import write_dataset_index
 from .in_place import index_in_place
-from .layouts import kind_of
+from .layouts import kind_of, own_cohorts
 from .options import ShardOptions, dataset_name, fingerprint_of, open_all
 from .output import Output, output_errors, shard_url, tar_path
 from .progress import Progress, Report, ShardProgress
@@ -105,16 +105,16 @@ def _make(
     """List, write and publish what an earlier run has not."""
     output = workspace.output
     before = read_manifest(output.root) if options.append else None
+    if before is not None:  # before anything is unpacked, which would be kept for the next run
+        check_append(str(output.root), before, kind_of(sources[0]), own_cohorts(sources))
     scanned = _scan(sources, workspace.folder, options, engine, report)
+    check_unchanged(sources)
     flat = [file for files in scanned for file in files]
     originals = [file for source in sources for file in source.files]
     spools = [now.file.file for now, given in zip(flat, originals, strict=True) if now.file.file != given.file]
     digests = {file.file.path: file.listing.digest for file in flat}
     workspace.begin(digests | ({str(output.root): before.samples_sha256} if before else {}), spools)
-    images, chosen = _choose(sources, scanned, options)
-    if before is not None:
-        check_append(str(output.root), before, kind_of(sources[0]), images.cohorts)
-        chosen = extend_labels(before, chosen)
+    images, chosen = _choose(sources, scanned, options, output, before)
     for line in chosen.notices:
         notice(line)
     draft = _describe(output, sources, scanned, images, chosen, options)
@@ -151,12 +151,12 @@ def _write(
     name, first = (dataset_name(output, options), 0) if before is None else (before.name, next_shard(before))
     job = Job(images.files, images.cohorts, options.key_pattern, output, name)
     images = replace(images, table=_with_keys(images, labels, None if before is None else _keys_of(output.root)))
-    if "extras" in images.table.column_names:
-        check_members(sample_keys_of(job, images.table), images.table)
     if options.in_place:
         progress = Progress("write", images, [np.arange(len(images))], report)
         tars = index_in_place(job, images.table, first, options.workers, progress.advance)
         return {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
+    if "extras" in images.table.column_names:
+        check_members(sample_keys_of(job, images.table), images.table)
     layout = lay_out(images, labels, options)
     write_missing(job, images, layout, first, options.memory, engine, report)
     return {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
@@ -194,25 +194,27 @@ def _describe(
 def plan_dataset(
     sources: Sequence[Path | str], out: Path | str, options: ShardOptions, report: Report | None = None
 ) -> ShardPlan:
-    """What `build_dataset` would write. Writes nothing; raises the same errors.
+    """What `build_dataset` would write, or add. Writes nothing; raises the same errors, as far as they are known then.
 
-    What would have to be unpacked first is listed by names and sizes alone: its images are not checked.
+    What would have to be unpacked first is listed by names and sizes alone: its images are not checked, nor left out
+    for what they show.
     """
     report = report or (lambda _: None)
     opened, output = open_all(sources, out, options)
-    Workspace(output, options.overwrite, fingerprint_of(opened, output, options)).check()
+    Workspace(output, options.overwrite, fingerprint_of(opened, output, options), options.append).check()
+    before = read_manifest(output.root) if options.append else None
     with open_engine(None, options.workers) as engine:
         scanned = _scan(opened, None, options, engine, report)
-    images, chosen = _choose(opened, scanned, options)
-    layout = lay_out(images, chosen.labels, options)
+    images, chosen = _choose(opened, scanned, options, output, before)
+    num_shards, num_bytes = _size_of_shards(images, chosen.labels, options)
     quarantined: Counter[str] = Counter()
     for file in (file for files in scanned for file in files):
         quarantined.update(file.listing.quarantine["reason"].to_pylist())
     counts = np.bincount(images.cohort_of, minlength=len(images.cohorts)).tolist()
     return ShardPlan(
         samples=len(images),
-        shards=layout.num_shards,
-        num_bytes=int(layout.num_bytes.sum()) + END_BYTES * layout.num_shards,
+        shards=num_shards,
+        num_bytes=num_bytes,
         cohorts=dict(zip(images.cohorts, counts, strict=True)),
         label_names=chosen.label_names,
         quarantined=dict(sorted(quarantined.items())),
@@ -220,6 +222,15 @@ def plan_dataset(
         dropped=chosen.dropped,
         notices=tuple(chosen.notices),
     )
+
+
+def _size_of_shards(images: Images, labels: Int64s, options: ShardOptions) -> tuple[int, int]:
+    """How many shards there will be, and their bytes."""
+    if options.in_place:
+        files = np.unique(images.numbers("file")).tolist()
+        return len(files), sum(images.files[file].num_bytes for file in files)
+    layout = lay_out(images, labels, options)
+    return layout.num_shards, int(layout.num_bytes.sum()) + END_BYTES * layout.num_shards
 
 
 def _scan(
@@ -233,12 +244,20 @@ def _scan(
 
 
 def _choose(
-    sources: Sequence[Source], scanned: Sequence[Sequence[Scanned]], options: ShardOptions
+    sources: Sequence[Source],
+    scanned: Sequence[Sequence[Scanned]],
+    options: ShardOptions,
+    output: Output,
+    before: Manifest | None,
 ) -> tuple[Images, Chosen]:
-    """The images that are taken; `labels` of what was chosen are theirs."""
+    """The images that are taken; `labels` of what was chosen are theirs. They fit the dataset `before`."""
     images = join_listings(sources, scanned)
     chosen = select(images, options.choice, options.key_pattern)
-    return images.filter(chosen.kept), replace(chosen, labels=chosen.labels[chosen.kept])
+    images, chosen = images.filter(chosen.kept), replace(chosen, labels=chosen.labels[chosen.kept])
+    if before is not None:
+        check_append(str(output.root), before, kind_of(sources[0]), images.cohorts)
+        chosen = extend_labels(before, chosen)
+    return images, chosen
 
 
 def _with_keys(images: Images, labels: Int64s, taken: Any) -> Any:

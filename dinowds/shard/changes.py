@@ -26,7 +26,7 @@ from dinowds.data.subsets.selection import Mask, pack_mask
 from dinowds.data.subsets.subset import Subset, list_subsets, load_mask, mask_file, read_subset
 from dinowds.errors import DatasetError
 from dinowds.files import sha256_of, write_atomic
-from dinowds.interop.names import ENERGON_CONFIG, HF_CARD, list_interop_files
+from dinowds.interop.names import HF_CARD, list_interop_files
 from dinowds.remote.files import RemoteFiles
 
 from .local_output import CHANGES_NAME, read_json
@@ -34,10 +34,6 @@ from .workspace import Workspace
 
 Remap = Callable[[NDArray[np.bool_]], NDArray[np.bool_]]
 """Which samples a subset has, bool [old samples] → the same of the new index, bool [new samples]."""
-
-
-_STAY_TRUE = (ENERGON_CONFIG, HF_CARD)
-"""Files for other readers that name no sample and no shard."""
 
 
 def added_at_end(count: int) -> Remap:
@@ -92,7 +88,8 @@ def replace_index(
             part = f"subset-{Path(place).name}"
             write_atomic(work / part, content)
             moved[part] = place
-    if stale := [name for name in list_interop_files(workspace.output.root) if name not in _STAY_TRUE]:
+    # The card names no sample and no shard; people write more into it.
+    if stale := [name for name in list_interop_files(workspace.output.root) if name != HF_CARD]:
         removed += stale
         notices.append(f"{len(stale)} index files of other readers are removed; make them anew with 'dinowds index'")
     write_manifest(work, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +18,7 @@ from dinowds.files import sha256_of
 
 from .arrange import Int64s
 from .source import Source, SourceFile, readable
+from .threads import Stopped
 from .writer import DoneShard, Job, read_rows, rows_path, sample_keys_of, sample_rows, write_rows
 
 Report = Callable[[int, int], None]
@@ -54,22 +56,28 @@ def index_in_place(job: Job, table: Any, first: int, workers: int, report: Repor
         OSError: the work folder cannot be written.
     """
     parts = rows_of_files(table["file"].to_numpy(), table["place"].to_numpy())
-    one = partial(_index, job, table, report)
+    stop = threading.Event()
+    one = partial(_index, job, table, report, stop)
     with ThreadPoolExecutor(workers) as pool:
         try:
             list(pool.map(one, range(first, first + len(parts)), (part for _, part in parts)))
         except BaseException:
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     return [job.files[file] for file, _ in parts]
 
 
-def _index(job: Job, table: Any, report: Report, number: int, part: Int64s) -> None:
+def _index(job: Job, table: Any, report: Report, stop: threading.Event, number: int, part: Int64s) -> None:
+    def check() -> None:
+        if stop.is_set():
+            raise Stopped
+
     rows = table.take(pa.array(part))
     if read_rows(job.folder, number) is None:
         file = job.files[rows["file"][0].as_py()]
         with readable(file.path):
-            sha256 = sha256_of(file.file)
+            sha256 = sha256_of(file.file, check)
         digests = np.frombuffer(rows["digest"].combine_chunks().buffers()[1], np.uint8).reshape(-1, 16)
         found = sample_rows(job, rows, sample_keys_of(job, rows), rows["place"].to_numpy(), digests[: len(rows)])
         write_rows(rows_path(job.folder, number), DoneShard(found, file.num_bytes, sha256))

@@ -161,6 +161,7 @@ class LocalOutput:
         self._take_manifest()
         for place in changes["removed"]:
             (self.root / place).unlink(missing_ok=True)
+        self._remove_empty(ENERGON)
         self._move(changes["moved"])
         self._move_index()
 
@@ -169,9 +170,12 @@ class LocalOutput:
         subsets = {f"{SUBSETS_NAME}/{name}" for name in self._names(SUBSETS_NAME) or () if is_subset_file(name)}
         for name in {SAMPLES_NAME, QUARANTINE_NAME} | shards | subsets | set(list_interop_files(self.root)):
             (self.root / name).unlink(missing_ok=True)
-        for folder in (SUBSETS_NAME, ENERGON):
-            with suppress(OSError):  # is not there
-                (self.root / folder).rmdir()
+        self._remove_empty(SUBSETS_NAME)
+        self._remove_empty(ENERGON)
+
+    def _remove_empty(self, folder: str) -> None:
+        with suppress(OSError):  # is not there, or not empty
+            (self.root / folder).rmdir()
 
     def published(self, notes: Notes) -> Manifest | None:  # noqa: ARG002
         return None if (self.work / MANIFEST_NAME).exists() else read_manifest(self.root)

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from dinowds.data.dataset import Dataset
 from dinowds.data.index.rowgroups import footer_sha256
 from dinowds.data.location import join_url, read_beside, split_location
-from dinowds.data.manifest import QUARANTINE_NAME, SAMPLES_NAME, Manifest, Shard, write_manifest
+from dinowds.data.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    Manifest,
+    Shard,
+    read_manifest,
+    write_manifest,
+)
 from dinowds.data.subsets.subset import list_subsets
 from dinowds.data.withdrawn import IN_SHARDS, WITHDRAWN, withdrawn_in_shards, withdrawn_samples
 from dinowds.errors import ConfigError, DatasetError, StorageError
@@ -77,15 +85,17 @@ def merge_datasets(
     digests = {root: manifest.samples_sha256 for root, manifest in zip(roots, manifests, strict=True)}
     with output_errors(output.root), claim(output, overwrite, fingerprint) as workspace:
         if workspace.is_whole:
-            manifest = workspace.publish_again()
+            manifest, back = workspace.publish_again(), []
         else:
             places = [_places(dataset, output) for dataset in datasets]
+            _check_shards(datasets, places)
             _check_keys(datasets, report)
+            back = list(_come_back(output))
             workspace.begin(digests, ())
             manifest = _write(workspace, datasets, places, dataset_name, report)
             workspace.publish(manifest)
         workspace.end()
-    return manifest, list(_notices(datasets))
+    return manifest, [*_notices(datasets), *back]
 
 
 def _roots(locations: Sequence[str | Path], output: Output) -> list[str]:
@@ -225,20 +235,36 @@ def _write(
 
 def _places(dataset: Dataset, output: Output) -> list[str]:
     """Where the new manifest says that the shards are: relative to it between folders, else as they were."""
-    return [
-        place if is_remote(place) or Path(shard.url).is_absolute() else _relative(Path(place), output.root)
-        for shard in dataset.manifest.shards
-        for place in [join_url(dataset.url, shard.url)]
-    ]
+    found = []
+    for shard in dataset.manifest.shards:
+        place = join_url(dataset.url, shard.url)
+        if not is_remote(place):
+            relative = _relative(Path(place), output.root)
+            place = place if Path(shard.url).is_absolute() else relative
+        found.append(place)
+    return found
 
 
 def _relative(path: Path, folder: Path) -> str:
     """From `folder`, which has no links on its way, so that '..' means what it says."""
     place = os.path.relpath(path, folder)
-    if not place.startswith(".."):
+    if Path(place).parts[0] != "..":
         raise ConfigError(f"--out: {folder} holds {path}, a shard of one of the datasets; give another place")
     check_text("a shard's path", place)
     return place
+
+
+def _check_shards(datasets: Sequence[Dataset], places: Sequence[Sequence[str]]) -> None:
+    """Raise DatasetError where two datasets have a shard in common, as when one was merged of the other."""
+    owner: dict[str, Dataset] = {}
+    for dataset, of in zip(datasets, places, strict=True):
+        for place in of:
+            other = owner.setdefault(place, dataset)
+            if other is not dataset:
+                raise DatasetError(
+                    f"{shown(dataset.url)}: names the shard {shown(place)}, as does {shown(other.url)}; leave out the "
+                    "one that is merged of the other"
+                )
 
 
 def _write_samples(path: Path, datasets: Sequence[Dataset], report: Report) -> None:
@@ -333,6 +359,21 @@ def _names(datasets: Sequence[Dataset]) -> list[str]:
             name = f"{dataset.manifest.name}-{number}"
         names.append(name)
     return names
+
+
+def _come_back(output: Output) -> Iterator[str]:
+    """A notice where the dataset that is replaced lacks samples that its parts may have."""
+    if output.is_remote or not (output.root / MANIFEST_NAME).exists():
+        return
+    try:
+        withdrawn = withdrawn_samples(read_manifest(output.root))
+    except DatasetError:
+        return
+    if withdrawn:
+        yield (
+            f"{output}: {withdrawn} samples were withdrawn from the dataset that is replaced; those that were "
+            "withdrawn from it alone are back: give 'dinowds withdraw' again, for its parts too"
+        )
 
 
 def _notices(datasets: Sequence[Dataset]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from dinowds.errors import ConfigError
 
 from .choice import Choice
 from .in_place import check_in_place
-from .layouts import open_sources
+from .layouts import kind_of, open_sources
 from .output import Output
 from .place import check_text, open_output
 from .records import DEFAULT_KEY_PATTERN, compile_key_pattern
@@ -99,6 +99,8 @@ def open_all(paths: Sequence[Path | str], out: Path | str, options: ShardOptions
     sources = open_sources(paths, options.layout, options.cohort, options.split, options.fold)
     if options.in_place:
         check_in_place(sources)
+    if kind_of(sources[0]) == "region":
+        _check_choice_of_regions(options.choice)
     _check_apart(sources, output)
     return sources, output
 
@@ -151,13 +153,23 @@ def _check_together(output: Output, options: ShardOptions) -> None:
         raise ConfigError("--cluster: --in-place writes no shard; leave it out")
 
 
+def _check_choice_of_regions(choice: Choice) -> None:
+    for option, is_given in (
+        ("--drop-blank", choice.drop_blank),
+        ("--min-sharpness", choice.min_sharpness is not None),
+    ):
+        if is_given:
+            raise ConfigError(f"{option}: looks at pixels, and regions have none; leave it out")
+
+
 def _check_apart(sources: Sequence[Source], output: Output) -> None:
-    """Neither may lie in the other."""
+    """Neither may lie in the other; a list of paths may have files on both sides of the output."""
     place = output.root
     option = "--staging" if output.is_remote else "--out"
-    for file in (file for source in sources for file in source.files if file.origin is None):
+    files = ((source, file) for source in sources for file in source.files if file.origin is None)
+    for source, file in files:
         resolved = file.file.resolve()
-        if file.kind == "folder" and place.is_relative_to(resolved):
+        if file.kind == "folder" and source.layout != "paths" and place.is_relative_to(resolved):
             raise ConfigError(f"{option}: {place} lies in the source {file.path}; give a folder outside of it")
         if resolved.is_relative_to(place):
             raise ConfigError(f"{option}: {place} holds the source {file.path}; give another folder")

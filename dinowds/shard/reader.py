@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dinowds.errors import SourceError
+from dinowds.files import open_regular
 
 from .kernels import PIECE, GatherError, gather
+from .records import decode_name
 from .source import SourceFile, changed, readable
 
 _AT_ONCE = 128
@@ -120,7 +122,7 @@ class Reader:
             if len(self._open) >= self._most_open:
                 os.close(self._open.popitem(last=False)[1])
             with readable(self._files[index].path):
-                self._open[index] = os.open(self._files[index].file, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[index] = open_regular(self._files[index].file)
         self._open.move_to_end(index)
         return self._open[index]
 
@@ -139,14 +141,15 @@ def allow_open_files(wanted: int) -> int:
 
 def _open_file(folder: SourceFile, name: bytes, size: int) -> int:
     """Open a file of a folder, if it is the one that was listed."""
+    path = f"{folder.path}/{decode_name(name)}"
     try:
         descriptor = os.open(os.fsencode(folder.file) + b"/" + name, _FILE_FLAGS)
     except FileNotFoundError:
-        raise changed(folder.path) from None
+        raise changed(path) from None
     except OSError as error:
-        raise SourceError(f"{folder.path}: cannot be read ({error.strerror or error})") from None
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = os.fstat(descriptor)
     if found.st_size != size or found.st_mtime_ns > folder.mtime_ns:
         os.close(descriptor)
-        raise changed(folder.path)
+        raise changed(path)
     return descriptor

@@ -17,17 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dinowds.errors import SourceError
+from dinowds.files import open_regular
 
 from .check import REASONS, ChangedError, Checked, Checks, check_files, check_ranges
 from .layouts import get_layout, kind_of
 from .layouts.folder import Times, walk
 from .layouts.regions import check_regions, rough_items
 from .layouts.tar import SUFFIXES
-from .listing import NOT_AN_IMAGE_NAME, Collector, Listing, checked_items, finish_listing, unchecked, with_facts
+from .listing import NOT_AN_IMAGE_NAME, Check, Collector, Listing, checked_items, finish_listing, unchecked, with_facts
 from .records import decode_name
-from .source import Source, SourceFile, changed, readable
+from .source import Source, SourceFile, changed, is_unchanged, readable
 from .spool import needs_spool, open_stream, spool
-from .tarscan import FILE, FileData, Member, Members, scan_tar
+from .tarscan import FILE, FileData, Member, Members, cut_short, scan_tar
 from .zipscan import COMPRESSED, list_spooled_zip, list_zip
 
 
@@ -126,15 +127,21 @@ def scan_file(
     try:
         with readable(file.path):
             listing = _list(source, position, spooled, checks, count)
-    except ChangedError:
-        raise changed(file.path) from None
-    except SourceError:
+    except (ChangedError, SourceError) as error:
+        said = _why_changed(file, spooled) if isinstance(error, ChangedError) else error
         if spooled is not file:
             spooled.file.unlink(missing_ok=True)
-        raise
+        raise said from None
     if file.kind == "folder":
         spooled = replace(file, mtime_ns=listing.newest_ns)
     return Scanned(spooled, listing)
+
+
+def _why_changed(file: SourceFile, spooled: SourceFile) -> SourceError:
+    """A payload goes on past the end of its file: which was cut before, unless someone has just done so."""
+    if spooled.kind == "tar" and is_unchanged(file):
+        return cut_short(file.path, spooled.file.stat().st_size)
+    return changed(file.path)
 
 
 def _list(source: Source, position: int, file: SourceFile, checks: Checks, count: Callable[[int], None]) -> Listing:
@@ -149,7 +156,7 @@ def _list(source: Source, position: int, file: SourceFile, checks: Checks, count
         check = partial(_check, descriptor, checks, kind_of(source) == "region")
         if hasattr(layout, "list_items"):
             items = layout.list_items(source, position, read)
-            images, quarantine = checked_items(items, check)
+            images, quarantine = checked_items(items, _counted(check, count))
             return finish_listing(images, quarantine, Counter(items.skipped), Counter())
         collector = Collector(lambda _, place, size: read(place, size), check, count)
         collector.take(members)
@@ -164,12 +171,15 @@ def _list_folder(
     layout, times = get_layout(source.layout), Times()
 
     def check(names: Any, _places: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> Checked:
-        return check_files(file.file, names.to_pylist(), sizes, checks)
+        try:
+            return check_files(file.file, names.to_pylist(), sizes, checks)
+        except ChangedError as error:
+            raise changed(f"{file.path}/{decode_name(names[error.index].as_py())}") from None
 
     if hasattr(layout, "list_items"):
         items = layout.list_items(source, position, lambda _place, _size: b"")
-        images, quarantine = checked_items(items, check)
         newest = _newest(file, items.names)
+        images, quarantine = checked_items(items, _counted(check, count))
         return finish_listing(images, quarantine, Counter(items.skipped), Counter(), str(newest).encode(), newest)
     collector = Collector(lambda name, _place, _size: (file.file / os.fsdecode(name)).read_bytes(), check, count)
     collector.take(walk(file.file, times))
@@ -187,7 +197,7 @@ def _opened(
         with open_stream(file) as stream:
             yield -1, stream.read, scan_tar(stream, file.path)
         return
-    descriptor = os.open(file.file, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_regular(file.file)
     try:
         data = FileData(descriptor)
         original = source.files[position]
@@ -219,6 +229,19 @@ def _check(
     if is_region:
         return check_regions(descriptor, places, sizes, checks)
     return check_ranges(descriptor, places, sizes, checks)
+
+
+def _counted(check: Check, count: Callable[[int], None]) -> Check:
+    """`check` that counts what it gets, before each batch."""
+    seen = 0
+
+    def counted(names: Any, places: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> Checked:
+        nonlocal seen
+        seen += len(names)
+        count(seen)
+        return check(names, places, sizes)
+
+    return counted
 
 
 def _newest(file: SourceFile, names: Any) -> int:

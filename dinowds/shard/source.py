@@ -111,11 +111,17 @@ def check_unchanged(sources: Sequence[Source]) -> None:
     """Raises SourceError where a file is not the one that was opened."""
     for source in sources:
         for file in (*source.files, *source.sidecars):
-            if file.mtime_ns:
-                with readable(file.path):
-                    found = file.file.stat()
-                if (found.st_size, found.st_mtime_ns) != (file.num_bytes, file.mtime_ns):
-                    raise changed(file.path)
+            if not is_unchanged(file):
+                raise changed(file.path)
+
+
+def is_unchanged(file: SourceFile) -> bool:
+    """Whether a file is still the one that was opened; True for what has no time: folders and remote files."""
+    if not file.mtime_ns:
+        return True
+    with readable(file.path):
+        found = file.file.stat()
+    return (found.st_size, found.st_mtime_ns) == (file.num_bytes, file.mtime_ns)
 
 
 def changed(path: str) -> SourceError:
@@ -127,10 +133,18 @@ def changed(path: str) -> SourceError:
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Turn errors of the system about `path` into SourceError."""
+    """Turn errors of the system about `path`, or about a file below it, into SourceError."""
     try:
         yield
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file or folder") from None
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise SourceError(f"{_below(path, error)}: cannot be read ({error.strerror or error})") from None
+
+
+def _below(path: str, error: OSError) -> str:
+    """The file that an error names, if it is one below `path`."""
+    if isinstance(error.filename, str | bytes) and os.path.lexists(error.filename):
+        named = path_text(os.fsdecode(error.filename))
+        return named if named.startswith(f"{path}/") else path
+    return path

@@ -5,21 +5,23 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import xxhash
 
 from dinowds.errors import SourceError
-from dinowds.files import atomic_write
+from dinowds.files import atomic_write, open_regular
 
 from . import zipscan
 from .fetching import open_remote
 from .layouts.folder import Times, walk
 from .layouts.regions import spool_regions
+from .output import output_errors
 from .source import SourceFile, readable
 
 _STEP = 1 << 20
@@ -74,9 +76,10 @@ def decompressing(path: str) -> Iterator[None]:
 def open_stream(file: SourceFile) -> Iterator[StreamData]:
     """The uncompressed bytes of a compressed or remote tar, in one pass."""
     with ExitStack() as stack:
-        packed: Any = file.file if file.origin is None else stack.enter_context(open_remote(file))
-        if file.packing:
-            with decompressing(file.path):
+        with decompressing(file.path):
+            opened = open_remote(file) if file.origin is not None else os.fdopen(open_regular(file.file), "rb")
+            packed: Any = stack.enter_context(opened)
+            if file.packing:
                 packed = stack.enter_context(_OPENERS[file.packing](packed, "rb"))
         yield StreamData(packed, file.path)
 
@@ -91,21 +94,36 @@ def needs_spool(file: SourceFile) -> bool:
 def spool(file: SourceFile, folder: Path, report: Callable[[int], None]) -> Path:
     """Unpack or fetch a file to an uncompressed tar in `folder`, unless an earlier run did; the tar's path.
 
-    `report` gets the uncompressed bytes of a tar written so far. Raises SourceError, StorageError for a remote file, or
-    OSError where `folder` cannot be written.
+    `report` gets the bytes written so far; what it raises ends the unpacking. Raises SourceError, StorageError for a
+    remote file, OutputError or OSError where `folder` cannot be written.
     """
     identity = f"{file.path}\0{file.num_bytes}\0{file.mtime_ns}\0{_state(file)}".encode("utf-8", "backslashreplace")
     path = folder / f"source-{xxhash.xxh3_128_hexdigest(identity)}.tar"
     if path.exists():
         return path
-    with atomic_write(path) as out:
+    with atomic_write(path) as file_out:
+        out = cast(BinaryIO, _Reported(file_out, folder, report))
         if file.kind == "zip":
             zipscan.spool_zip(file.file, file.path, out)
         elif file.kind == "tensors":
             spool_regions(file.file, file.path, out)
         else:
-            _copy_stream(file, out, report)
+            _copy_stream(file, out)
     return path
+
+
+class _Reported:
+    """A new file that says how much was written. Its errors are never taken for those of what is read."""
+
+    def __init__(self, file: BinaryIO, folder: Path, report: Callable[[int], None]) -> None:
+        self._file, self._folder, self._report = file, folder, report
+        self.tell = file.tell
+
+    def write(self, content: bytes) -> int:
+        with output_errors(self._folder):
+            count = self._file.write(content)
+        self._report(self._file.tell())
+        return count
 
 
 def _state(file: SourceFile) -> str:
@@ -119,10 +137,9 @@ def _state(file: SourceFile) -> str:
     return times.digest.hexdigest()
 
 
-def _copy_stream(file: SourceFile, out: BinaryIO, report: Callable[[int], None]) -> None:
+def _copy_stream(file: SourceFile, out: BinaryIO) -> None:
     with open_stream(file) as data:
         position = 0
         while block := data.read(position, _STEP):
             out.write(block)
             position += len(block)
-            report(position)

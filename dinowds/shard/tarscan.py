@@ -151,7 +151,7 @@ def _read_metadata(data: TarData, start: int, size: int, source: str) -> bytes:
         raise ValueError(f"{size} bytes of metadata")
     content = data.read(start, size)
     if len(content) < size:
-        raise SourceError(_cut_short(source, data.size()))
+        raise cut_short(source, data.size())
     return content
 
 
@@ -229,11 +229,12 @@ def _has_header(data: TarData, offset: int) -> bool:
 def _check_end(data: TarData, source: str, offset: int, inside: bool) -> None:
     size = data.size()
     if inside or size < offset:
-        raise SourceError(_cut_short(source, size))
+        raise cut_short(source, size)
 
 
-def _cut_short(source: str, size: int) -> str:
-    return f"{source}: is cut short: it ends at byte {size} inside a member; copy or pack it again"
+def cut_short(source: str, size: int) -> SourceError:
+    """The error of a tar of `size` bytes."""
+    return SourceError(f"{source}: is cut short: it ends at byte {size} inside a member; copy or pack it again")
 
 
 def _not_a_header(source: str, offset: int) -> str:

@@ -28,7 +28,7 @@ def write_shards(
     Raises the first error of any thread, once the others have ended. A shard that is not done is written again by the
     next run.
     """
-    most_open = allow_open_files(len(job.files) * workers) // workers
+    most_open = max(1, allow_open_files(len(job.files) * workers) // workers)
     run = _Run(job, tasks, report, done, most_open)
     with ThreadPoolExecutor(workers) as pool:
         try:

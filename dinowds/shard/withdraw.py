@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ class _Plan:
                 self.notices += missing_entries(entries, known, "slide")
         if num_samples and self.listed.all():
             raise DatasetError(f"{shown(dataset.url)}: all its samples are of these slides; remove the dataset itself")
-        self.per_shard = np.add.reduceat(self.listed, dataset.first_ids[:-1], dtype=np.int64)
+        ends = pairwise(dataset.first_ids.tolist())
+        self.per_shard = np.array([np.count_nonzero(self.listed[start:stop]) for start, stop in ends], np.int64)
         if rewrite:
             self._check_rewritable()
 
@@ -200,9 +202,10 @@ class _Plan:
     def _check_rewritable(self) -> None:
         """Before anything is changed: --rewrite is kept, or refused."""
         left = withdrawn_in_shards(self.dataset.manifest)
-        root = Path(self.dataset.url)
+        folder = Path(self.dataset.url).resolve() / SHARDS_NAME
         for shard, count in zip(self.dataset.manifest.shards, self.per_shard.tolist(), strict=True):
-            if (count or shard.url in left) and (not is_own_shard(shard.url) or (root / shard.url).is_symlink()):
+            is_own = is_own_shard(shard.url) and (folder / Path(shard.url).name).resolve().parent == folder
+            if (count or shard.url in left) and not is_own:
                 raise OutputError(
                     f"{shown(self.dataset.url)}: its shard {shown(shard.url)} lies outside of it and is not rewritten; "
                     f"{_advice(self.dataset, shard)}; without --rewrite the slides leave this index alone"
@@ -248,7 +251,7 @@ def _withdraw(workspace: Workspace, plan: _Plan) -> list[str]:
     """Publish an index without the listed samples; notices."""
     dataset, before = plan.dataset, plan.dataset.manifest
     shards: list[Shard] = []
-    removed: list[str] = []
+    emptied_shards: list[str] = []
     left = withdrawn_in_shards(before)
     with (
         closing(IndexReader(dataset.index_path, before)) as index,
@@ -257,7 +260,7 @@ def _withdraw(workspace: Workspace, plan: _Plan) -> list[str]:
         for position, shard in enumerate(before.shards):
             gone = int(plan.per_shard[position])
             if gone == shard.num_samples:
-                removed += [shard.url] if is_own_shard(shard.url) else []
+                emptied_shards.append(shard.url)
                 continue
             rows = index.read(position)
             if gone:
@@ -268,14 +271,26 @@ def _withdraw(workspace: Workspace, plan: _Plan) -> list[str]:
             shards.append(replace(shard, num_samples=shard.num_samples - gone))
     if plan.lines:
         forget_lines(Path(dataset.url) / QUARANTINE_NAME, plan.forgetting, workspace.folder / QUARANTINE_NAME)
-    emptied = plan.emptied
+    after = _manifest_without(plan, shards, left)
+    forgotten = {slide for _, slide in plan.slides} | plan.emptied
+    kept = ~plan.listed
+    result = plan.withdrawal.to_json()
+    removed = set(filter(is_own_shard, emptied_shards)) - {shard.url for shard in shards}
+    dataset.index.forget()  # the keys in it begin with slides
+    _, notices = replace_index(workspace, before, after, {}, removed, lambda chosen: chosen[kept], forgotten, result)
+    return notices + _outside(emptied_shards)
+
+
+def _manifest_without(plan: _Plan, shards: list[Shard], left: dict[str, int]) -> Manifest:
+    """The manifest of these shards; `left` are the withdrawn samples in each."""
+    before, emptied = plan.dataset.manifest, plan.emptied
     metadata = {
         **before.metadata,
         **({_COHORTS: _without(before.metadata[_COHORTS], emptied)} if _COHORTS in before.metadata else {}),
         WITHDRAWN: withdrawn_samples(before) + int(plan.listed.sum()),
         IN_SHARDS: {shard.url: left[shard.url] for shard in shards if shard.url in left},
     }
-    after = replace(
+    return replace(
         before,
         shards=tuple(shards),
         cohorts={name: n - plan.cohorts[name] for name, n in before.cohorts.items() if name not in emptied},
@@ -284,11 +299,16 @@ def _withdraw(workspace: Workspace, plan: _Plan) -> list[str]:
         },
         metadata=metadata,
     )
-    forgotten = {slide for _, slide in plan.slides} | emptied
-    kept = ~plan.listed
-    result = plan.withdrawal.to_json()
-    _, notices = replace_index(workspace, before, after, {}, removed, lambda chosen: chosen[kept], forgotten, result)
-    return notices
+
+
+def _outside(emptied_shards: list[str]) -> list[str]:
+    """A notice of those that the dataset names no more, but whose bytes it cannot remove."""
+    if not (stay := [url for url in emptied_shards if not is_own_shard(url)]):
+        return []
+    return [
+        f"{len(stay)} shards with withdrawn samples alone lie outside of the dataset and stay as they are, the first "
+        f"is {shown(stay[0])}; remove their samples there"
+    ]
 
 
 def _without(content: Any, names: set[str]) -> Any:

@@ -69,7 +69,12 @@ def test_index__notices_are_lines_on_stderr(call: Call, tmp_path: Path) -> None:
     [
         ([], 2, "--for"),
         (["--for", "spark"], 2, "'wids', 'dali', 'energon', 'timm', 'hf', 'all'"),
-        (["--for", "all"], 1, "by timm: it wants a label in every sample, and 90 of 90 have none"),
+        (
+            ["--for", "all"],
+            1,
+            "by timm: it wants a label in every sample, and 90 of 90 have none; give all a label; for the others, give "
+            "--for wids --for dali --for energon --for hf",
+        ),
     ],
 )
 def test_index__what_cannot_be_writes_nothing(

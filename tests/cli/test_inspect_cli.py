@@ -54,6 +54,16 @@ def test_inspect__shows_what_the_index_says(call: Call, dataset_path: Path) -> N
     assert not any("verified" in line for line in lines)
 
 
+def test_inspect__metadata_of_others_is_no_error(call: Call, dataset_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset_path, tmp_path / "d")
+    content = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    content["dinowds"]["metadata"] = {"dropped": ["x"], "quality": 3, "withdrawn_in_shards": "x"}
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(content))
+    code, out, err = call(tmp_path / "d")
+    assert (code, err) == (0, "")
+    assert "90" in out
+
+
 def test_inspect__json_is_alone_on_stdout(call: Call, dataset_path: Path) -> None:
     code, out, _ = call(dataset_path, "--json", "--verify")
     content = json.loads(out)

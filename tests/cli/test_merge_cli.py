@@ -57,7 +57,7 @@ def test_merge__errors_are_one_line(call: Call, parts: list[Path]) -> None:
     for arguments, words in (
         ([*parts, "--out", "datasets/all"], "already holds a dataset"),
         ([*parts, parts[0], "--out", "datasets/new"], "is given twice"),
-        ([parts[0], "datasets/all", "--out", "datasets/new"], "make new shards of them with 'dinowds shard"),
+        ([parts[0], "datasets/all", "--out", "datasets/new"], "leave out the one that is merged of the other"),
         ([parts[0], "datasets/none", "--out", "datasets/new"], "no such dataset"),
     ):
         code, out, err = call(*arguments)

@@ -28,6 +28,27 @@ def test_from_json__digests(dataset_path: Path, digest: str | None) -> None:
         Manifest.from_json(content)
 
 
+@pytest.mark.parametrize("name", ["nsamples", "filesize"])
+@pytest.mark.parametrize("count", [-1, 10**30])
+def test_from_json__counts(dataset_path: Path, name: str, count: int) -> None:
+    content = json.loads((dataset_path / "manifest.json").read_text())
+    content["shardlist"][0][name] = count
+    with pytest.raises(ValueError, match=f"is {count}, expected 0 or more"):
+        Manifest.from_json(content)
+
+
+def test_read_manifest__text_that_is_not_unicode(dataset_path: Path, tmp_path: Path) -> None:
+    content = json.loads((dataset_path / "manifest.json").read_text())
+    for url, is_text in (("shards/\ud800.tar", False), (r"shards/\ud800.tar", True)):
+        content["shardlist"][0]["url"] = url
+        (tmp_path / "manifest.json").write_text(json.dumps(content))
+        if is_text:
+            assert read_manifest(tmp_path).shards[0].url == url
+        else:
+            with pytest.raises(DatasetError, match="surrogates not allowed"):
+                read_manifest(tmp_path)
+
+
 def test_read_manifest__errors_keep_secrets(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "manifest.json").write_text("[]")

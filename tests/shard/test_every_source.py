@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import tarfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +24,7 @@ import webdataset
 
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, DatasetError, SourceError
-from dinowds.shard.build import ShardOptions, build_dataset
+from dinowds.shard.build import ShardOptions, build_dataset, plan_dataset
 from dinowds.shard.choice import Choice
 
 MakeImage = Callable[..., bytes]
@@ -388,6 +391,18 @@ def test_append__adds_a_cohort_and_keeps_what_was_there(tmp_path: Path, make_ima
     assert tree(tmp_path / "out") == after
 
 
+def test_append__of_a_packed_source_again_leaves_nothing(tmp_path: Path, make_image: MakeImage) -> None:
+    first, _ = cohort_tar(tmp_path, make_image)
+    build_dataset([first], tmp_path / "out", OPTIONS)
+    packed = tmp_path / "new.tar.gz"
+    packed.write_bytes(gzip.compress(first.read_bytes()))
+    build_dataset([packed], tmp_path / "out", ShardOptions(append=True))
+    after = tree(tmp_path / "out")
+    with pytest.raises(SourceError, match="has the cohort 'new' already"):
+        build_dataset([packed], tmp_path / "out", ShardOptions(append=True))
+    assert tree(tmp_path / "out") == after
+
+
 def test_append__gives_equal_names_other_keys(tmp_path: Path, make_image: MakeImage) -> None:
     first, expected = cohort_tar(tmp_path, make_image)
     (tmp_path / "other").mkdir()
@@ -412,3 +427,108 @@ def test_append__goes_nowhere_else(tmp_path: Path, make_image: MakeImage) -> Non
 
 def tree(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_append__dry_run_says_what_would_be_added(tmp_path: Path, make_image: MakeImage) -> None:
+    first, second = hs2p(tmp_path, make_image)[0], cohort_tar(tmp_path, image_from(make_image, 500))[0]
+    out = tmp_path / "out"
+    build_dataset([first], out, ShardOptions())
+    before = tree(out)
+    append = ShardOptions(append=True)
+    plan = plan_dataset([second], out, append)
+    with pytest.raises(SourceError, match="already; nothing was added"):
+        plan_dataset([first], out, append)
+    assert tree(out) == before
+    manifest = build_dataset([second], out, append)
+    assert plan.cohorts == {name: count for name, count in manifest.cohorts.items() if name in plan.cohorts} != {}
+
+
+def test_in_place__dry_run_counts_the_tars(tmp_path: Path, make_image: MakeImage) -> None:
+    source = hs2p(tmp_path, make_image)[0]
+    options = ShardOptions(in_place=True)
+    plan = plan_dataset([source], tmp_path / "out", options)
+    manifest = build_dataset([source], tmp_path / "out", options)
+    assert (plan.shards, plan.num_bytes) == (len(manifest.shards), sum(shard.num_bytes for shard in manifest.shards))
+    assert plan.shards > 1
+
+
+@pytest.mark.parametrize("choice", [Choice(drop_blank=True), Choice(min_sharpness=3), Choice(drop_duplicates=True)])
+def test_dry_run__leaves_nothing_out_that_it_cannot_see(tmp_path: Path, make_image: MakeImage, choice: Choice) -> None:
+    plain = cohort_tar(tmp_path, make_image)[0]
+    packed = plain.with_name("packed.tar.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plan = plan_dataset([packed], tmp_path / "out", ShardOptions(choice=choice))
+    assert plan.samples == plan_dataset([plain], tmp_path / "out", ShardOptions()).samples
+    assert plan.dropped == {}
+
+
+def test_shard__regions_have_no_pixels_to_look_at(tmp_path: Path) -> None:
+    (tmp_path / "regions").mkdir()
+    torch.save(torch.zeros(4, 2), tmp_path / "regions" / "s_0_0.pt")
+    for choice, option in ((Choice(drop_blank=True), "--drop-blank"), (Choice(min_sharpness=0), "--min-sharpness")):
+        with pytest.raises(ConfigError, match=f"{option}: looks at pixels"):
+            build_dataset([tmp_path / "regions"], tmp_path / "out", ShardOptions(choice=choice))
+
+
+@pytest.mark.parametrize("packing", ["", "gz"])
+def test_shard__says_of_a_tar_that_was_cut_that_it_is(tmp_path: Path, make_image: MakeImage, packing: str) -> None:
+    """An ordinary member that goes on past the end: no one writes to the tar."""
+    cut = tmp_path / "cut.tar"
+    places = write_tar(cut, [("s/0_0.jpg", make_image(1)), ("s/1_1.jpg", make_image(2))])
+    content = cut.read_bytes()[: places[1][0] + 100]
+    source = tmp_path / ("given.tar" + f".{packing}" * bool(packing))
+    source.write_bytes(gzip.compress(content) if packing else content)
+    with pytest.raises(SourceError, match=f"given.*is cut short: it ends at byte {len(content)} inside a member"):
+        build_dataset([source], tmp_path / "out", ShardOptions())
+    assert not (tmp_path / "out").exists()
+
+
+def test_shard__list_may_lie_around_the_output(tmp_path: Path, make_image: MakeImage) -> None:
+    """Its files' common folder is no source: only what is listed is read."""
+    write_files(tmp_path, {"a/0.jpg": make_image(1), "b/1.jpg": make_image(2)})
+    (tmp_path / "list.csv").write_text("path\na/0.jpg\nb/1.jpg\n")
+    manifest = build_dataset([tmp_path / "list.csv"], tmp_path / "out", ShardOptions())
+    assert manifest.cohorts == {"list": 2}
+    with pytest.raises(ConfigError, match="lies in the source"):
+        build_dataset([tmp_path / "a"], tmp_path / "a" / "out", ShardOptions())
+
+
+@pytest.mark.parametrize("option", ["split", "fold"])
+def test_shard__split_or_fold_that_no_source_has_is_an_error(
+    tmp_path: Path, make_image: MakeImage, option: str
+) -> None:
+    source = cohort_tar(tmp_path, make_image)[0]
+    options = ShardOptions(split="train") if option == "split" else ShardOptions(fold="fold_0")
+    with pytest.raises(ConfigError, match=f"--{option}: .*has no such parts"):
+        build_dataset([source], tmp_path / "out", options)
+
+
+def test_in_place__ends_the_reading_of_other_tars(
+    tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    has_begun = threading.Event()
+
+    def hash_for_long(path: Path, between: Callable[[], None]) -> str:
+        if path.name == "a.tar":
+            assert has_begun.wait(10)
+            raise KeyboardInterrupt
+        has_begun.set()
+        try:
+            for _ in range(1000):
+                time.sleep(0.01)
+                between()
+        except Exception:
+            ended.append(path.name)
+            raise
+        return "0" * 64
+
+    monkeypatch.setattr("dinowds.shard.in_place.sha256_of", hash_for_long)
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, [("s/0_0.jpg", make_image(1))])
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset(
+            [tmp_path / "a.tar", tmp_path / "b.tar"], tmp_path / "out", ShardOptions(in_place=True, workers=2)
+        )
+    assert ended == ["b.tar"]
+    assert not (tmp_path / "out").exists()

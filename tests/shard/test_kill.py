@@ -23,12 +23,15 @@ import os, signal, shutil, sys
 from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from dinowds.shard import writing
 from dinowds.shard.build import ShardOptions, build_dataset
 
 os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.copyfile"}
 old, *sources = [Path(path) for path in sys.argv[4:]]
-out, is_remote, is_replaced = Path(sys.argv[1]), sys.argv[2] == "remote", sys.argv[3] == "replace"
+out, is_remote, how = Path(sys.argv[1]), sys.argv[2] == "remote", sys.argv[3]
+is_replaced, is_appended, is_dealt = how == "replace", how == "append", how == "dealt"
+writing.is_larger_than = lambda images, memory: memory is not None
 reference, staging = Path(str(out) + "-reference"), Path(str(out) + "-staging")
 
 class Disk(LocalFileSystem):
@@ -44,19 +47,24 @@ class Disk(LocalFileSystem):
 
 fsspec.register_implementation("disk", Disk)
 
-def run(out, kill_at=0, sources=sources):
+def is_written(event, arguments):
+    return event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR) and ".unfinished/bucket" in str(arguments[0])
+
+def run(out, kill_at=0, sources=sources, is_appended=is_appended):
     pid = os.fork()
     if pid == 0:
         count = 0
         def hook(event, arguments):
             nonlocal count
-            if event in OPERATIONS:
+            if event in OPERATIONS or is_written(event, arguments):
                 count += 1
                 if count == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
         options = ShardOptions(
-            name="same",
+            name=None if is_appended else "same",
+            append=is_appended,
+            memory=1 << 24 if is_dealt else None,
             max_count=7 if is_remote else 4,
             overwrite=is_replaced,
             staging=staging if str(out).startswith("disk") else None,
@@ -72,23 +80,25 @@ def tree(folder):
         if p.is_file() or not is_remote
     }
 
-assert run(reference) == 0
-expected = tree(reference)
-assert run(Path(str(out) + "-old"), sources=[old]) == 0
+assert run(Path(str(out) + "-old"), sources=[old], is_appended=False) == 0
 (Path(str(out) + "-old") / "subsets").mkdir()
 for name in ("fold_0.npy", "fold_0.json", ".fold_1.json.77.tmp"):
     (Path(str(out) + "-old") / "subsets" / name).write_text("{}")
 before = tree(Path(str(out) + "-old"))
+if is_appended:
+    shutil.copytree(str(out) + "-old", reference)
+assert run(reference) == 0
+expected = tree(reference)
 target = f"disk://here{out}" if is_remote else out
 kill_at = 0
 while True:
     kill_at += 1
-    if is_replaced:
+    if is_replaced or is_appended:
         shutil.copytree(str(out) + "-old", out)
     if run(target, kill_at) == 0:
         break
     looks_finished = (out / "manifest.json").exists()
-    whole = [before, expected] if is_replaced else [expected]
+    whole = [before, expected] if is_replaced or is_appended else [expected]
     assert not looks_finished or any(tree(out).items() >= files.items() for files in whole), kill_at
     status = run(target)
     if status and looks_finished:  # killed in the very last steps: complete, and so refused
@@ -106,8 +116,17 @@ def _tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("where", ["local", "remote"])
-@pytest.mark.parametrize("how", ["new", "replace"])
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("local", "new"),
+        ("local", "replace"),
+        ("local", "append"),
+        ("local", "dealt"),
+        ("remote", "new"),
+        ("remote", "replace"),
+    ],
+)
 def test_build__killed_at_each_file_operation_ends_with_the_same_bytes(
     tmp_path: Path, make_tar: Callable[..., Path], where: str, how: str
 ) -> None:

@@ -126,11 +126,42 @@ def test_merge__never_replaces_what_holds_the_shards(parts: list[Path], tmp_path
     assert not (parts[0] / ".unfinished").exists()
 
 
-def test_merge__absolute_urls_stay(parts: list[Path], tmp_path: Path) -> None:
-    manifest = read_manifest(parts[2])
-    urls = [str(parts[2] / shard.url) for shard in manifest.shards]
+def test_merge__never_replaces_shards_that_are_named_absolutely(parts: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(parts[2], tmp_path / "index")
+    _name_absolutely(tmp_path / "index", parts[2])
+    with pytest.raises(ConfigError, match=r"holds \S*three-000000\.tar, a shard of one of the datasets"):
+        merge_datasets([tmp_path / "index", parts[0]], parts[2], overwrite=True)
+    assert verify_dataset(parts[2]) == []
+
+
+def _name_absolutely(part: Path, place: Path) -> list[str]:
+    """Make the URLs of a dataset's shards absolute: those below `place`."""
+    manifest = read_manifest(part)
+    urls = [str(place / shard.url) for shard in manifest.shards]
     shards = tuple(replace(shard, url=url) for shard, url in zip(manifest.shards, urls, strict=True))
-    write_manifest(parts[2], replace(manifest, shards=shards))
+    write_manifest(part, replace(manifest, shards=shards))
+    return urls
+
+
+def test_merge__one_of_the_other_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    merge_datasets(parts[:2], tmp_path / "some")
+    with pytest.raises(DatasetError, match=r"/some: names the shard \S*one-000000\.tar, as does \S*/one; leave out"):
+        merge_datasets([parts[0], tmp_path / "some"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_merge__samples_that_come_back_are_told(parts: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    merge_datasets(parts[:2], out)
+    (tmp_path / "list").write_text("a/s1\n")
+    withdraw_slides(out, tmp_path / "list")
+    _, notices = merge_datasets(parts[:2], out, overwrite=True)
+    assert [notice for notice in notices if "6 samples were withdrawn from the dataset that is replaced" in notice]
+    assert merge_datasets(parts[:2], out, overwrite=True)[1] == []
+
+
+def test_merge__absolute_urls_stay(parts: list[Path], tmp_path: Path) -> None:
+    urls = _name_absolutely(parts[2], parts[2])
     merged, _ = merge_datasets([parts[0], parts[2]], tmp_path / "all")
     assert [shard.url for shard in merged.shards[-len(urls) :]] == urls
     assert verify_dataset(tmp_path / "all") == []

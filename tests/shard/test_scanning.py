@@ -8,13 +8,16 @@ import io
 import lzma
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from dinowds.errors import SourceError
+from dinowds.shard import listing
 from dinowds.shard.check import Checks
 from dinowds.shard.layouts import open_sources
 from dinowds.shard.listing import Listing, match_labels
@@ -244,3 +247,49 @@ def test_open__returns_what_was_given(tmp_path: Path, make_tar: MakeTar) -> None
     found = path.stat()
     file = SourceFile(str(path), path, "tar", "", found.st_size, found.st_mtime_ns)
     assert open_sources([path]) == [Source(str(path), "a", "tar", (file,))]
+
+
+class Ended(Exception):
+    """What a thread is told when the command ends."""
+
+
+def end_after(calls: int) -> Callable[[int], None]:
+    seen: list[int] = []
+
+    def report(count: int) -> None:
+        seen.append(count)
+        if len(seen) > calls:
+            raise Ended
+
+    return report
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip", "regions"])
+def test_spool__ends_when_it_is_told_to(tmp_path: Path, make_tar: MakeTar, kind: str) -> None:
+    """Not only once a file of any size is unpacked whole."""
+    plain, source = make_tar(tmp_path / "a.tar", 30), tmp_path / "source.bin"
+    if kind == "gz":
+        source.write_bytes(gzip.compress(plain.read_bytes() * 99))
+    elif kind == "zip":
+        with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.jpg", b"a" * 999)
+    else:
+        source.mkdir()
+        torch.save(torch.zeros(4, 2), source / "s_0_0.pt")
+    (file,) = open_sources([source])[0].files
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(Ended):
+        spool(file, folder, end_after(1))
+    assert list(folder.iterdir()) == []
+
+
+def test_scan__of_a_list_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "BATCH", 2)
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{number}.jpg\n" for number in range(5)))
+    seen: list[int] = []
+    with pytest.raises(SourceError, match="not one image"):
+        scan_sources(open_sources([tmp_path / "list.csv"]), None, Checks(), 1, seen.append)
+    assert seen[-3:] == [2, 4, 5]

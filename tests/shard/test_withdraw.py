@@ -22,6 +22,7 @@ from dinowds.data.subsets.subset import list_subsets, read_subset
 from dinowds.data.verify import verify_dataset
 from dinowds.data.withdrawn import withdrawn_in_shards, withdrawn_samples
 from dinowds.errors import ConfigError, DatasetError, OutputError
+from dinowds.interop.names import MARK
 from dinowds.remote.files import RemoteFiles
 from dinowds.shard import withdraw
 from dinowds.shard.withdraw import withdraw_slides
@@ -125,11 +126,14 @@ def test_withdraw__after_rewrite_neither_bytes_nor_names_are_in_any_file(folder:
     (folder / "shards" / "data-000000.idx").write_text("s1")
     (folder / ".nv-meta").mkdir()
     (folder / ".nv-meta" / "index.sqlite").write_bytes(b"s2")
+    (folder / ".nv-meta" / "dataset.yaml").write_text(MARK)
+    (folder / "README.md").write_text(MARK)
     keys = [key for key in keys_of(folder) if key.split("/")[1] in ("s1", "s2", "s3")]
     _, notices = withdraw_slides(folder, write_list(tmp_path / "list", "s1", "a/s2", "a/s3"), rewrite=True)
-    assert sum("2 index files of other readers are removed" in notice for notice in notices) == 1
+    assert sum("3 index files of other readers are removed" in notice for notice in notices) == 1
     assert not list(folder.rglob("*.idx"))
-    assert not (folder / ".nv-meta" / "index.sqlite").exists()
+    assert not (folder / ".nv-meta").exists()
+    assert (folder / "README.md").exists()
     for name, content in tree(folder).items():
         for key in keys:
             assert payload_of(key)[:200] not in content, name
@@ -167,6 +171,28 @@ def test_withdraw__rewrite_takes_what_earlier_withdrawals_left(
     assert withdraw_slides(folder, None, rewrite=True)[0].rewritten_shards == 0
     withdraw_slides(once, everything, rewrite=True)
     assert tree(folder) == tree(once)
+
+
+def test_withdraw__keys_leave_the_cache_of_this_host(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINOWDS_CACHE", str(tmp_path / "cache"))
+    assert len(keys_of(folder)) == 36
+    assert any(b"a/s1/" in content for content in tree(tmp_path / "cache").values())
+    withdraw_slides(folder, write_list(tmp_path / "list", "a/s1"), rewrite=True)
+    assert len(keys_of(folder)) == 30
+    assert not any(b"a/s1/" in content for content in tree(tmp_path / "cache").values())
+
+
+def test_withdraw__shard_that_is_named_twice_stays(tmp_path: Path) -> None:
+    folder = make_finished(tmp_path / "data", SLIDES[:2], per_shard=1)
+    manifest = read_manifest(folder)
+    url = manifest.shards[0].url
+    write_manifest(folder, _with_urls(manifest, [url, url, *(shard.url for shard in manifest.shards[2:])]))
+    first, second = rows_of(folder)[:2]
+    assert {first["slide"], second["slide"]} == {"s1", "s2"}
+    withdraw_slides(folder, write_list(tmp_path / "list", first["slide"]))
+    assert (folder / url).exists()
 
 
 def test_withdraw__shards_without_samples_are_removed(tmp_path: Path) -> None:
@@ -247,6 +273,9 @@ def test_withdraw__shards_of_others_are_never_rewritten(folder: Path, tmp_path: 
     assert verify_dataset(borrower) == []
     assert keys_of(borrower) == [key for key in keys_of(folder) if "/s1/" not in key]
     assert tree(folder) == before
+    alone = write_list(tmp_path / "alone", "s2", "s3", "t1")
+    _, notices = withdraw_slides(_one_a_shard(tmp_path), alone)
+    assert [notice for notice in notices if "18 shards with withdrawn samples alone lie outside" in notice]
     linked = folder / manifest.shards[0].url
     linked.rename(tmp_path / "elsewhere.tar")
     linked.symlink_to(tmp_path / "elsewhere.tar")
@@ -255,6 +284,24 @@ def test_withdraw__shards_of_others_are_never_rewritten(folder: Path, tmp_path: 
     write_manifest(borrower, _with_urls(read_manifest(borrower), [str(tmp_path / "x.tar")] * 5))
     with pytest.raises(OutputError, match="by other means"):
         withdraw_slides(borrower, None, rewrite=True)
+
+
+def test_withdraw__shards_behind_a_link_are_not_rewritten(folder: Path, tmp_path: Path) -> None:
+    (folder / "shards").rename(tmp_path / "disk")
+    (folder / "shards").symlink_to(tmp_path / "disk")
+    before = tree(folder)
+    with pytest.raises(OutputError, match="lies outside of it"):
+        withdraw_slides(folder, write_list(tmp_path / "list", "s1"), rewrite=True)
+    assert tree(folder) == before
+
+
+def _one_a_shard(tmp_path: Path) -> Path:
+    """An index of shards of one sample each that lie elsewhere."""
+    lender = make_finished(tmp_path / "lender", SLIDES, per_shard=1)
+    index = Path(shutil.copytree(lender, tmp_path / "index", ignore=shutil.ignore_patterns("shards")))
+    manifest = read_manifest(index)
+    write_manifest(index, _with_urls(manifest, [f"../lender/{shard.url}" for shard in manifest.shards]))
+    return index
 
 
 def _with_urls(manifest: Manifest, urls: list[str]) -> Manifest:

@@ -17,6 +17,7 @@ import os
 import socket
 import struct
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,11 @@ class Index:
             self._packed.popitem(last=False)
         return ShardRows(packed)
 
+    def forget(self) -> None:
+        """Remove this host's file of it from the cache folder. Who has it mapped keeps it; no one finds it any more."""
+        with suppress(OSError):  # there is none, or it is another user's
+            self._cached().unlink()
+
     def _add(self, shard: int, num_rows: int, packed: bytes) -> ShardRows | None:
         try:
             if self._shared is not None and not self._shared.is_in_place():  # the cache was cleared meanwhile
@@ -110,7 +116,7 @@ class Index:
             raise DatasetError(f"{self.path}: row group {shard} {error}; make the dataset again") from None
 
     def _open(self) -> None:
-        path = cache_folder() / "index" / self._file_name()
+        path = self._cached()
         try:
             self._shared = _SharedFile.open(path, self.path, self._manifest.samples_footer_sha256)
             mark_used(path)
@@ -118,6 +124,9 @@ class Index:
         except OSError as error:
             self._do_without(error)
             self._groups = RowGroups.locate(self.path, self._manifest.samples_footer_sha256)
+
+    def _cached(self) -> Path:
+        return cache_folder() / "index" / self._file_name()
 
     def _file_name(self) -> str:
         try:

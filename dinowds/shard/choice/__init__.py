@@ -106,7 +106,7 @@ def choose(columns: Any, choice: Choice) -> Chosen:
     Args:
         columns: Arrow table [N] in source order: `path`, text, what `records.member_paths` gives; `cohort`, text; and
             where known `slide`, text, `label`, text or integers, `digest`, 16 bytes, and `white`, `black`,
-            `sharpness`, floats. Nulls where one is unknown, but not in path and cohort.
+            `sharpness`, floats. Nulls, or no such column, where one is unknown, but not in path and cohort.
 
     Raises:
         ConfigError: a list does not fit, or nothing is left.
@@ -137,10 +137,10 @@ def _conditions(
             notices += more
             yield (IN_REMOVE_LIST, listed) if option == "--remove" else (NOT_IN_KEEP_LIST, ~listed)
     if choice.drop_blank:
-        yield BLANK, is_blank(_floats(columns["white"]), _floats(columns["black"]))
+        yield BLANK, is_blank(_floats(columns, "white"), _floats(columns, "black"))
     if choice.min_sharpness is not None:
-        yield BLURRED, is_blurred(_floats(columns["sharpness"]), choice.min_sharpness)
-    if choice.drop_duplicates:
+        yield BLURRED, is_blurred(_floats(columns, "sharpness"), choice.min_sharpness)
+    if choice.drop_duplicates and "digest" in columns.column_names:
         yield DUPLICATE, _duplicates(columns["digest"].combine_chunks(), kept)
     if choice.max_per_slide is not None:
         slides = columns["slide"] if "slide" in columns.column_names else pa.nulls(len(columns), pa.string())
@@ -167,7 +167,9 @@ def _is_valid(column: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(column.is_valid())
 
 
-def _floats(column: Any) -> npt.NDArray[np.floating]:
-    """NaN for null."""
-    values: npt.NDArray[np.floating] = column.combine_chunks().to_numpy(zero_copy_only=False)
+def _floats(columns: Any, name: str) -> npt.NDArray[np.floating]:
+    """NaN where unknown."""
+    if name not in columns.column_names:
+        return np.full(len(columns), np.nan)
+    values: npt.NDArray[np.floating] = columns[name].combine_chunks().to_numpy(zero_copy_only=False)
     return values

@@ -31,6 +31,10 @@ LAYOUTS = (
 )
 """In the order in which an input is tried."""
 
+_WITH_SPLITS = ("dataset", "reference", "webdataset", "classes")
+_WITH_FOLDS = ("dataset", "reference", "webdataset")
+"""That have such parts, or say themselves what to do instead."""
+
 
 class Layout(Protocol):
     """What a module of this package has."""
@@ -76,13 +80,18 @@ def open_sources(
 
     Raises:
         SourceError: one cannot be used, is given twice, or shares a cohort name with another.
-        ConfigError: there is no such layout.
+        ConfigError: there is no such layout, or no input is of one that can have splits, or folds.
     """
     if not paths:
         raise SourceError("no source given; give tars or folders of images")
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"--layout: is {layout!r}, expected auto, {', '.join(LAYOUTS)}")
     sources = [_open(Path(path), layout, Request(path_text(path), cohort, split, fold)) for path in paths]
+    for option, value, layouts in (("--split", split, _WITH_SPLITS), ("--fold", fold, _WITH_FOLDS)):
+        if value is not None and not any(source.layout in layouts for source in sources):
+            raise ConfigError(
+                f"{option}: {sources[0].path} has no such parts (layout {sources[0].layout}); leave it out"
+            )
     check_given_once(sources)
     if cohort is None:
         _check_cohorts(sources)
@@ -114,6 +123,11 @@ def kind_of(source: Source) -> Kind:
     if source.layout == "dataset":
         return cast(Any, source).dataset.manifest.kind  # type: ignore[no-any-return]
     return "region" if source.layout == "regions" else "image"
+
+
+def own_cohorts(sources: Sequence[Source]) -> list[str]:
+    """The cohorts of those sources whose samples cannot bring others."""
+    return [source.cohort for source in sources if source.layout not in ("dataset", "reference", "paths")]
 
 
 def check_given_once(sources: Sequence[Source]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,12 @@ def test_fingerprint__changes_with_each_option_and_file(tmp_path: Path) -> None:
     assert Choice(keep=a).fingerprint() == Choice(keep=write(tmp_path / "c", "x")).fingerprint()
     with pytest.raises(ConfigError, match=f"--keep {tmp_path}/none: cannot be read"):
         Choice(keep=tmp_path / "none").fingerprint()
+
+
+def test_fingerprint__does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"--keep .*pipe: cannot be read \(Not a regular file\)"):
+        Choice(keep=tmp_path / "pipe").fingerprint()
 
 
 @pytest.mark.parametrize(
