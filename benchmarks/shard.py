@@ -60,7 +60,7 @@ def list_with_tarfile(source: Path, out: Path) -> None:
 
 def list_alone(source: Path, out: Path) -> None:
     """Headers alone, as tarfile does it: names, places and sizes."""
-    from dinowds.shard.tarscan import FileData, scan_tar
+    from dinowds.shard.sources.tarscan import FileData, scan_tar
 
     out.mkdir()
     with open(source, "rb") as file:
@@ -70,9 +70,9 @@ def list_alone(source: Path, out: Path) -> None:
 
 def list_and_check(source: Path, out: Path) -> None:
     """What `dinowds shard` does first: the images' own headers and ends are read too."""
-    from dinowds.shard.check import Checks
-    from dinowds.shard.layouts import open_sources
-    from dinowds.shard.scanning import scan_sources
+    from dinowds.shard.sources.check import Checks
+    from dinowds.shard.sources.layouts import open_sources
+    from dinowds.shard.sources.scanning import scan_sources
 
     out.mkdir()
     scan_sources(open_sources([source]), None, Checks(), 1, lambda _: None)

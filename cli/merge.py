@@ -30,7 +30,7 @@ def merge(
     [dim]dinowds merge datasets/a datasets/b --out datasets/all[/dim]
     """
     from dinowds.remote.urls import shown
-    from dinowds.shard.merge import merge_datasets
+    from dinowds.shard.finished.merge import merge_datasets
 
     with interruptible(), counting("samples") as count:
         merged, notices = merge_datasets(datasets, out, name, overwrite, lambda _what, done, total: count(done, total))

@@ -14,7 +14,7 @@ from .shared import interruptible, print_json, print_notice
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
-    from dinowds.shard.withdraw import Withdrawal
+    from dinowds.shard.finished.withdraw import Withdrawal
 
 
 def withdraw(
@@ -41,7 +41,7 @@ def withdraw(
     [dim]dinowds withdraw datasets/patches --slides withdrawn.txt --rewrite[/dim]
     """
     from dinowds.remote.urls import shown
-    from dinowds.shard.withdraw import withdraw_slides
+    from dinowds.shard.finished.withdraw import withdraw_slides
 
     with interruptible(), counting("bytes") as count:
         done, notices = withdraw_slides(dataset, slides, rewrite, dry_run, count)

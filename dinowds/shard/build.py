@@ -13,28 +13,27 @@ import pyarrow as pa
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import Manifest, read_manifest, write_manifest
-
-from .appending import check_append, extend_labels, join_manifests, next_shard
-from .arrange import Images, Int64s, join_listings
-from .changes import added_at_end, replace_index
-from .check import Checks
-from .choice import Chosen
-from .engine import Engine, open_engine
-from .finish import write_dataset_index
-from .in_place import index_in_place
-from .layouts import kind_of, own_cohorts
-from .options import ShardOptions, dataset_name, fingerprint_of, open_all
-from .output import Output, output_errors, shard_url, tar_path
-from .progress import Progress, Report, ShardProgress
-from .records import choose_salts
-from .scanning import Scanned
-from .selecting import count_quality, select
-from .source import Source, check_unchanged
-from .tarplan import check_members
-from .ustar import END_BYTES
-from .workspace import Workspace, claim
-from .writer import Job, sample_keys_of
-from .writing import lay_out, write_missing
+from dinowds.shard.choice import Chosen
+from dinowds.shard.engine import Engine, open_engine
+from dinowds.shard.finished.appending import check_append, extend_labels, join_manifests, next_shard
+from dinowds.shard.finished.changes import added_at_end, replace_index
+from dinowds.shard.options import ShardOptions, dataset_name, fingerprint_of, open_all
+from dinowds.shard.outputs.output import Output, output_errors, shard_url, tar_path
+from dinowds.shard.outputs.workspace import Workspace, claim
+from dinowds.shard.progress import Progress, Report, ShardProgress
+from dinowds.shard.records import choose_salts
+from dinowds.shard.selecting import count_quality, select
+from dinowds.shard.sources.check import Checks
+from dinowds.shard.sources.layouts import kind_of, own_cohorts
+from dinowds.shard.sources.scanning import Scanned
+from dinowds.shard.sources.source import Source, check_unchanged
+from dinowds.shard.ustar import END_BYTES
+from dinowds.shard.write.arrange import Images, Int64s, join_listings
+from dinowds.shard.write.finish import write_dataset_index
+from dinowds.shard.write.in_place import index_in_place
+from dinowds.shard.write.tarplan import check_members
+from dinowds.shard.write.writer import Job, sample_keys_of
+from dinowds.shard.write.writing import lay_out, write_missing
 
 __all__ = ["ShardOptions", "ShardPlan", "ShardProgress", "build_dataset", "plan_dataset"]
 

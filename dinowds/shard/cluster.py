@@ -30,13 +30,12 @@ import pyarrow.compute as pc
 from dinowds.errors import ConfigError, DinowdsError, OutputError, SourceError
 from dinowds.files import TEMPORARY_SUFFIX
 from dinowds.processes import shielded_from_signals
-
-from .check import Checks
-from .reader import Reader, allow_open_files
-from .scanning import Scanned, Stopped, by_source, scan_file
-from .source import Source, SourceFile
-from .threads import Report
-from .writer import Job, ShardTask, write_shard
+from dinowds.shard.sources.check import Checks
+from dinowds.shard.sources.scanning import Scanned, Stopped, by_source, scan_file
+from dinowds.shard.sources.source import Source, SourceFile
+from dinowds.shard.write.reader import Reader, allow_open_files
+from dinowds.shard.write.threads import Report
+from dinowds.shard.write.writer import Job, ShardTask, write_shard
 
 try:
     import dask

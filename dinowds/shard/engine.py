@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .check import Checks
-from .scanning import Scanned, scan_sources
-from .source import Source
-from .threads import write_shards
-from .writer import Job, ShardTask
+from dinowds.shard.sources.check import Checks
+from dinowds.shard.sources.scanning import Scanned, scan_sources
+from dinowds.shard.sources.source import Source
+from dinowds.shard.write.threads import write_shards
+from dinowds.shard.write.writer import Job, ShardTask
 
 MakeTask = Callable[[], ShardTask]
 
@@ -67,7 +67,7 @@ class Cluster:
     def scan(
         self, sources: Sequence[Source], folder: Path | None, checks: Checks, report: Callable[[int], None]
     ) -> list[list[Scanned]]:
-        from .cluster import scan_on_cluster
+        from dinowds.shard.cluster import scan_on_cluster
 
         return scan_on_cluster(self.client, sources, folder, checks, report)
 
@@ -79,7 +79,7 @@ class Cluster:
         report: Callable[[int, int], None],
         done: Callable[[int], None],
     ) -> None:
-        from .cluster import write_on_cluster
+        from dinowds.shard.cluster import write_on_cluster
 
         write_on_cluster(self.client, job, tasks, report, done)
 
@@ -90,7 +90,7 @@ def open_engine(cluster: str | None, workers: int) -> Iterator[Engine]:
     if cluster is None:
         yield Threads(workers)
         return
-    from .cluster import open_cluster
+    from dinowds.shard.cluster import open_cluster
 
     with open_cluster(cluster, workers) as client:
         yield Cluster(client)

@@ -19,9 +19,8 @@ import pyarrow as pa
 import xxhash
 
 from dinowds.data.decode import MAX_PIXELS
-
-from .tarheader import BLOCK, header_name, padded, plain_file_size
-from .ustar import tar_header
+from dinowds.shard.tarheader import BLOCK, header_name, padded, plain_file_size
+from dinowds.shard.ustar import tar_header
 
 VERSION = 1
 """Of the C library that this module calls; goes up there and here with every change of its arguments or results."""

@@ -10,14 +10,13 @@ from typing import Any, Literal
 import dinowds
 from dinowds.data.manifest import FORMAT_VERSION
 from dinowds.errors import ConfigError
-
-from .choice import Choice
-from .in_place import check_in_place
-from .layouts import kind_of, open_sources
-from .output import Output
-from .place import check_text, open_output
-from .records import DEFAULT_KEY_PATTERN, compile_key_pattern
-from .source import Source
+from dinowds.shard.choice import Choice
+from dinowds.shard.outputs.output import Output
+from dinowds.shard.outputs.place import check_text, open_output
+from dinowds.shard.records import DEFAULT_KEY_PATTERN, compile_key_pattern
+from dinowds.shard.sources.layouts import kind_of, open_sources
+from dinowds.shard.sources.source import Source
+from dinowds.shard.write.in_place import check_in_place
 
 DEFAULT_SHARD_SIZE = 256 << 20
 MIN_SHARD_SIZE = 1 << 16

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .arrange import Images, Int64s
+from dinowds.shard.write.arrange import Images, Int64s
 
 Phase = Literal["list", "deal", "write", "index"]
 

@@ -19,9 +19,8 @@ import xxhash
 
 from dinowds.data.matching import TEXT, without_extension, without_root
 from dinowds.errors import ConfigError
-
-from .kernels import hash_strings
-from .repeats import are_among, are_repeated, ranks_among_equals
+from dinowds.shard.kernels import hash_strings
+from dinowds.shard.repeats import are_among, are_repeated, ranks_among_equals
 
 DEFAULT_KEY_PATTERN = (
     r"(?:^|[^0-9A-Za-z])[xX]?(?P<x>-?[0-9]{1,18})[xX]?(?:_|, ?)[yY]?(?P<y>-?[0-9]{1,18})[yY]?\)?\.[^./]+$"

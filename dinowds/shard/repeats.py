@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .kernels import hash_strings
+from dinowds.shard.kernels import hash_strings
 
 _BATCH = 1 << 20
 

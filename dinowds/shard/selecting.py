@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .arrange import Images
-from .choice import Choice, Chosen, choose
-from .choice.quality import is_blank, is_blurred
-from .layouts.folder import folder_name
-from .listing import NO_SLIDE
-from .records import compile_key_pattern, find_places, member_paths
+from dinowds.shard.choice import Choice, Chosen, choose
+from dinowds.shard.choice.quality import is_blank, is_blurred
+from dinowds.shard.records import compile_key_pattern, find_places, member_paths
+from dinowds.shard.sources.layouts.folder import folder_name
+from dinowds.shard.sources.listing import NO_SLIDE
+from dinowds.shard.write.arrange import Images
 
 BLURRED_BELOW = 15.0
 """Of the Laplacian's variance, grey levels²: no cell has an edge in such an image of H&E at 0.5 µm a pixel."""

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from .tarheader import BLOCK
+from dinowds.shard.tarheader import BLOCK
 
 END_BYTES = 2 * BLOCK
 """Two zero blocks end a tar."""

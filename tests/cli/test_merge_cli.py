@@ -11,7 +11,7 @@ import pytest
 
 from dinowds.data.verify import verify_dataset
 from tests.cli.conftest import Call
-from tests.shard.finished import add_subset, make_finished
+from tests.shard.finished.datasets import add_subset, make_finished
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 

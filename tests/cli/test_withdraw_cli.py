@@ -12,7 +12,7 @@ import pytest
 from dinowds.data.dataset import Dataset
 from dinowds.data.verify import verify_dataset
 from tests.cli.conftest import Call
-from tests.shard.finished import add_subset, make_finished, tree
+from tests.shard.finished.datasets import add_subset, make_finished, tree
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 

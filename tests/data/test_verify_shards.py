@@ -17,8 +17,8 @@ from dinowds.data.index.rowgroups import footer_sha256
 from dinowds.data.manifest import SAMPLES_SCHEMA, Manifest, Shard, read_manifest, write_manifest
 from dinowds.data.verify import Damage, verify_dataset
 from dinowds.files import sha256_of
-from dinowds.shard.withdraw import withdraw_slides
-from tests.shard.finished import make_finished
+from dinowds.shard.finished.withdraw import withdraw_slides
+from tests.shard.finished.datasets import make_finished
 
 NAMES = ["./s1/1_2.jpg", "s1/notes.txt", f"{'deep/' * 30}3_4.jpg", "s1/Gewebe_ö.jpg", "plain.jpg"]
 

@@ -21,9 +21,9 @@ from dinowds.data.manifest import SAMPLES_SCHEMA, Manifest, read_manifest
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, DinowdsError, OutputError, SourceError
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset, plan_dataset
-from dinowds.shard.local_output import LocalOutput
-from dinowds.shard.output import output_errors
-from dinowds.shard.workspace import Workspace, claim
+from dinowds.shard.outputs.local_output import LocalOutput
+from dinowds.shard.outputs.output import output_errors
+from dinowds.shard.outputs.workspace import Workspace, claim
 
 MakeTar = Callable[..., Path]
 NAMED = ShardOptions(name="same", max_count=7)
@@ -309,7 +309,7 @@ def test_build__published_shard_that_is_damaged_is_written_again(tmp_path: Path,
             super().publish(manifest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinowds.shard.workspace.Workspace", Broken)
+        patch.setattr("dinowds.shard.outputs.workspace.Workspace", Broken)
         with pytest.raises(OutputError, match=r"same-000002\.tar: is gone or damaged; give the same command again"):
             build_dataset([source], out, NAMED)
     assert not (out / "manifest.json").exists()

@@ -26,7 +26,7 @@ from dinowds.errors import ConfigError, DinowdsError, OutputError, SourceError
 from dinowds.shard import cluster
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset
 from dinowds.shard.cluster import check_versions, open_cluster
-from dinowds.shard.scanning import Stopped
+from dinowds.shard.sources.scanning import Stopped
 from tests.servers import S3Server
 from tests.support import free_port
 

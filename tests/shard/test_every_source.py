@@ -251,7 +251,7 @@ def test_shard__gives_the_same_bytes_by_any_way(
     options = replace(OPTIONS, workers=3) if way == "workers" else replace(OPTIONS, memory=1 << 24)
     if way == "memory":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dinowds.shard.writing.is_larger_than", lambda _images, memory: memory is not None)
+            patch.setattr("dinowds.shard.write.writing.is_larger_than", lambda _images, memory: memory is not None)
             build_dataset([source], tmp_path / "two", options)
     else:
         build_dataset([source], tmp_path / "two", options)
@@ -523,7 +523,7 @@ def test_in_place__ends_the_reading_of_other_tars(
             raise
         return "0" * 64
 
-    monkeypatch.setattr("dinowds.shard.in_place.sha256_of", hash_for_long)
+    monkeypatch.setattr("dinowds.shard.write.in_place.sha256_of", hash_for_long)
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / name, [("s/0_0.jpg", make_image(1))])
     with pytest.raises(KeyboardInterrupt):

@@ -178,7 +178,7 @@ def test_build__full_disk_while_a_source_is_unpacked_is_not_taken_for_the_source
         with open("/dev/full", "wb", buffering=0) as file:
             yield file
 
-    monkeypatch.setattr("dinowds.shard.spool.atomic_write", full_file)
+    monkeypatch.setattr("dinowds.shard.sources.spool.atomic_write", full_file)
     with pytest.raises(OutputError, match=f"^{tmp_path / 'out'}.*No space left on device.*make room"):
         build_dataset([source], tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
@@ -192,7 +192,7 @@ def build(source: Path, out: Path, way: str, overwrite: bool = False, report: An
     """The files of a dataset of `source`; by way of buckets where `way` is 'dealt'."""
     options = replace(OPTIONS, overwrite=overwrite, memory=1 << 24 if way == "dealt" else None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinowds.shard.writing.is_larger_than", lambda _images, memory: memory is not None)
+        patch.setattr("dinowds.shard.write.writing.is_larger_than", lambda _images, memory: memory is not None)
         build_dataset([source], out, options, report)
     assert verify_dataset(out) == []
     return tree(out)

@@ -23,7 +23,7 @@ import os, signal, shutil, sys
 from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from dinowds.shard import writing
+from dinowds.shard.write import writing
 from dinowds.shard.build import ShardOptions, build_dataset
 
 os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written

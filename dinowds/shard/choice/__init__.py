@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from dinowds.errors import ConfigError
 from dinowds.files import sha256_of
-
-from .labels import match_labels, read_labels
-from .lists import file_errors, find_listed
-from .quality import find_duplicates, is_blank, is_blurred, over_cap
+from dinowds.shard.choice.labels import match_labels, read_labels
+from dinowds.shard.choice.lists import file_errors, find_listed
+from dinowds.shard.choice.quality import find_duplicates, is_blank, is_blurred, over_cap
 
 IN_REMOVE_LIST = "in the --remove list"
 NOT_IN_KEEP_LIST = "not in the --keep list"

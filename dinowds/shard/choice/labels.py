@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 
 from dinowds.data.matching import TEXT, without_root
 from dinowds.errors import ConfigError
+from dinowds.shard.choice.lists import NAME_COLUMNS, Table, find_entries
 from dinowds.shard.repeats import first_equals
-
-from .lists import NAME_COLUMNS, Table, find_entries
 
 _OPTION = "--labels"
 _INTEGER = re.compile(r"-?[0-9]{1,18}")

@@ -1,0 +1,1 @@
+"""Changes of datasets that are there: merge, withdraw, append."""

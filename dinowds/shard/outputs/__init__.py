@@ -1,0 +1,1 @@
+"""Where a dataset goes, and what is unfinished there."""

@@ -1,0 +1,1 @@
+"""Pass 2: shards, their rows, and the index."""
