@@ -57,7 +57,7 @@ def over_cap(columns: Any, most: int, seed: int) -> npt.NDArray[np.bool_]:
     rows = np.flatnonzero(np.bincount(group_of)[group_of] > most)
     group_of = group_of[rows]
     seeds = [
-        xxhash.xxh3_64_intdigest(f"{cohorts[cohort]}\0{slides[slide]}", seed % 2**64)
+        xxhash.xxh3_64_intdigest(f"{cohorts[cohort]}\0{slides[slide]}".encode(), seed % 2**64)
         for cohort, slide in (divmod(pair, len(slides)) for pair in groups.dictionary.to_pylist())
     ]
     draws = np.empty(len(rows), np.uint64)

@@ -190,7 +190,7 @@ def _compare(datasets: Sequence[Dataset], doubtful: NDArray[np.uint64]) -> None:
 
 
 def _hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
-    return np.array([xxhash.xxh3_64_intdigest(key) for key in keys], np.uint64)
+    return np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], np.uint64)
 
 
 def _keys(dataset: Dataset) -> Iterator[list[str]]:

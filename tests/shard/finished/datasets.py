@@ -34,8 +34,8 @@ Row = dict[str, Any]
 
 def payload_of(key: str) -> bytes:
     """The bytes of a sample: found in a file by its key, of many sizes."""
-    size = 300 + xxhash.xxh32_intdigest(key) % 900
-    return f"<{key}>".encode() + np.random.default_rng(xxhash.xxh32_intdigest(key)).bytes(size)
+    size = 300 + xxhash.xxh32_intdigest(key.encode()) % 900
+    return f"<{key}>".encode() + np.random.default_rng(xxhash.xxh32_intdigest(key.encode())).bytes(size)
 
 
 def make_finished(
