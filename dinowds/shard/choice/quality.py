@@ -63,7 +63,7 @@ def over_cap(columns: Any, most: int, seed: int) -> npt.NDArray[np.bool_]:
     draws = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), _BATCH):
         part = slice(start, start + _BATCH)
-        paths = columns["path"].take(pa.array(rows[part])).to_pylist()
+        paths = columns["path"].take(pa.array(rows[part])).cast(pa.large_binary()).to_pylist()
         draws[part] = list(map(xxhash.xxh3_64_intdigest, paths, [seeds[group] for group in group_of[part].tolist()]))
     order = np.lexsort((draws, group_of))
     over = np.zeros(len(columns), np.bool_)
