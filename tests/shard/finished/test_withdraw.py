@@ -401,7 +401,7 @@ def test_withdraw__killed_at_random_moments_ends_as_if_undisturbed(whole: Path, 
     shutil.copytree(whole, expected)
     withdraw_slides(expected, listed, rewrite=True)
     script = (
-        "import sys; from pathlib import Path; from dinowds.shard import withdraw\n"
+        "import sys; from pathlib import Path; from dinowds.shard.finished import withdraw\n"
         "withdraw._BATCH_BYTES = 20_000; print('ready', flush=True)\n"
         "withdraw.withdraw_slides(sys.argv[1], Path(sys.argv[2]), rewrite=True)"
     )
@@ -430,7 +430,7 @@ def test_withdraw__another_withdrawal_ends_one_that_was_killed(whole: Path, tmp_
     """Whoever has lost the list can still end it."""
     folder = Path(shutil.copytree(whole, tmp_path / "out"))
     script = (
-        "import os, sys; from pathlib import Path; from dinowds.shard import local_output, withdraw\n"
+        "import os, sys; from pathlib import Path; from dinowds.shard.finished import withdraw; from dinowds.shard.outputs import local_output\n"
         "local_output.LocalOutput._move_index = lambda self: os._exit(9)\n"
         "withdraw.withdraw_slides(sys.argv[1], Path(sys.argv[2]))"
     )
