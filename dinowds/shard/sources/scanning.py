@@ -52,7 +52,7 @@ class Scanned(NamedTuple):
 
 
 class Stopped(Exception):
-    """Another file could not be listed."""
+    """Another thread has failed, or the command was interrupted."""
 
 
 def scan_sources(

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from dinowds.errors import SourceError
 from dinowds.files import sha256_of
+from dinowds.shard.sources.scanning import Stopped
 from dinowds.shard.sources.source import Source, SourceFile, readable
 from dinowds.shard.write.arrange import Int64s
-from dinowds.shard.write.threads import Stopped
 from dinowds.shard.write.writer import DoneShard, Job, read_rows, rows_path, sample_keys_of, sample_rows, write_rows
 
 Report = Callable[[int, int], None]

@@ -9,15 +9,12 @@ from contextlib import closing
 
 import pyarrow.compute as pc
 
+from dinowds.shard.sources.scanning import Stopped
 from dinowds.shard.write.reader import Reader, allow_open_files
 from dinowds.shard.write.writer import Job, ShardTask, Unfinished, write_shard
 
 Report = Callable[[int, int], None]
 """(samples, bytes) read since the last call; called in several threads."""
-
-
-class Stopped(Exception):
-    """Another thread has failed, or the command was interrupted."""
 
 
 def write_shards(

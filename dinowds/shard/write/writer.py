@@ -40,8 +40,6 @@ class Job:
     output: Output
     name: str
     """Of the dataset."""
-    first_shard: int = 0
-    """Of the dataset's shards, those before belong to others."""
 
     @property
     def folder(self) -> Path:

@@ -67,7 +67,7 @@ def write_missing(
         job = replace(job, files=images.files)
     tasks = (partial(_task, images.table, number, part) for number, part in parts.items())
     progress = Progress("write", images, list(parts.values()), report)
-    engine.write(job, tasks, len(parts), progress.advance, lambda number: done(number - first))
+    engine.write(job, tasks, progress.advance, lambda number: done(number - first))
 
 
 def _task(table: Any, number: int, part: Int64s) -> ShardTask:

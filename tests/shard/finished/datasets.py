@@ -27,7 +27,7 @@ from dinowds.data.manifest import (
 from dinowds.data.subsets.choose import SubsetOptions, choose_subset
 from dinowds.data.subsets.subset import write_subset
 from dinowds.files import sha256_of
-from dinowds.shard.ustar import UstarWriter
+from tests.shard.ustar_writer import UstarWriter
 
 Row = dict[str, Any]
 

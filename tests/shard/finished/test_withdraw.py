@@ -430,7 +430,8 @@ def test_withdraw__another_withdrawal_ends_one_that_was_killed(whole: Path, tmp_
     """Whoever has lost the list can still end it."""
     folder = Path(shutil.copytree(whole, tmp_path / "out"))
     script = (
-        "import os, sys; from pathlib import Path; from dinowds.shard.finished import withdraw; from dinowds.shard.outputs import local_output\n"
+        "import os, sys; from pathlib import Path; from dinowds.shard.finished import withdraw\n"
+        "from dinowds.shard.outputs import local_output\n"
         "local_output.LocalOutput._move_index = lambda self: os._exit(9)\n"
         "withdraw.withdraw_slides(sys.argv[1], Path(sys.argv[2]))"
     )

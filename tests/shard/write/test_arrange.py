@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dinowds.shard.ustar import END_BYTES, UstarWriter
+from dinowds.shard.ustar import END_BYTES
 from dinowds.shard.write.arrange import cut_shards, sample_bytes, shuffled
+from tests.shard.ustar_writer import UstarWriter
 
 
 def test_shuffled__is_a_permutation_that_the_seed_decides() -> None:
