@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := pyproject.toml setup.py $(wildcard dinowds/crops/*.c)
+INSTALLED := pyproject.toml setup.py $(wildcard dinowds/*/*.c)
 
 .PHONY: demo test lint types layers format clean
 

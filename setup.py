@@ -20,7 +20,7 @@ crops = Extension(
 )
 shard = Extension(
     "dinowds.shard._kernels",
-    ["dinowds/shard/kernels.c"],
+    ["dinowds/shard/kernels.c", "dinowds/shard/sha256.c"],
     optional=True,
     extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden"],
 )

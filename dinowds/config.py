@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast, overload
 
 from dinowds.errors import ConfigError
+
+Kind: TypeAlias = Literal["image", "region"]
+"""Of the samples that a run is trained on, as in a dataset's manifest."""
 
 
 @dataclass
 class TrainConfig:
     batch_size: int = 256
-    """Images of one optimizer step, over all ranks and accumulation steps. The order of the data depends on it."""
+    """Samples of one optimizer step, over all ranks and accumulation steps. The order of the data depends on it."""
     max_batch_per_device: int = 128
-    """At most this many images go through one device at once; what is more is accumulated."""
+    """At most this many samples go through one device at once; what is more is accumulated."""
     save_every: int = 1
     """Epochs between the checkpoints at an epoch's end."""
     save_every_steps: int = 1000
@@ -38,10 +41,10 @@ class TrainConfig:
 
 @dataclass
 class StudentConfig:
-    arch: str = "vit_small"
-    """vit_tiny, vit_small, vit_base, vit_large or vit_huge."""
-    patch_size: int = 16
-    """Side of a token's square, px."""
+    """Of both kinds."""
+
+    arch: str
+    """Name of the backbone's size."""
     out_dim: int = 65536
     """Prototypes K."""
     norm_last_layer: bool = False
@@ -54,6 +57,28 @@ class StudentConfig:
     """Blocks; null for the architecture's own."""
     embed_dim: int | None = None
     """Width of a token; null for the architecture's own."""
+    pos_interpolation: str = "timm"
+    """How positions are interpolated for views of another size: timm (antialiased), size (not antialiased) or dino (as
+    the original DINO and HIPT, by factors). Weights are to be used with what they were trained with."""
+    init_from: str | None = None
+    """Weights that student and teacher begin with: a run folder, a .pt, .pth or .safetensors file, or a timm folder.
+    The head is taken too if it has the shape of this one. null for random weights."""
+
+
+@dataclass
+class PatchStudentConfig(StudentConfig):
+    arch: str = "vit_small"
+    """vit_tiny, vit_small, vit_base, vit_large or vit_huge."""
+    patch_size: int = 16
+    """Side of a token's square, px."""
+
+
+@dataclass
+class RegionStudentConfig(StudentConfig):
+    arch: str = "hvit_xs"
+    """hvit_xs, hvit_s or hvit_b: width 192, 384 or 768, 6 blocks, 6, 6 or 12 heads."""
+    input_dim: int | None = None
+    """Features of a cell; null for those of the dataset."""
 
 
 @dataclass
@@ -167,9 +192,37 @@ class CropsConfig:
 
 
 @dataclass
+class RegionGlobalConfig:
+    count: int = 2
+    """Global views of each region: the ones that the teacher sees."""
+    size: int = 14
+    """Side of a view, cells; 7/8 of 16."""
+
+
+@dataclass
+class RegionLocalConfig:
+    count: int = 8
+    """Local views of each region: the student alone sees them."""
+    size: int = 6
+    """Side of a view, cells; 3/8 of 16."""
+
+
+@dataclass
+class RegionCropsConfig:
+    global_: RegionGlobalConfig = field(default_factory=RegionGlobalConfig)
+    local: RegionLocalConfig = field(default_factory=RegionLocalConfig)
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    symmetries: bool = False
+    """Flip with probability 1/2, whatever flip, and turn by 0, 90, 180 or 270 degrees: the eight symmetries of a
+    square, all equally likely."""
+
+
+@dataclass
 class DataConfig:
     chunk_size: int = 32
-    """Neighbouring samples that are read together: about 500 kB of 256 px JPEG, one request or one sequential read."""
+    """Neighbouring samples that are read together, one request or one sequential read: 32 JPEGs of 256 px are about
+    500 kB, 8 regions of 16 x 16 cells of 384 features 1.6 MB."""
     window_chunks: int | None = None
     """Chunks of each partition that are mixed together; null for 32 · batch_size over all partitions, at which even
     slide-sorted shards give batches whose slides are within 2 % as many as a uniform draw's."""
@@ -204,17 +257,54 @@ class SpeedConfig:
 
 
 @dataclass
-class PatchConfig:
-    """Everything that decides what `dinowds train patch` computes."""
+class RunConfig:
+    """Everything that decides what `dinowds train` computes."""
+
+    kind: ClassVar[Kind]
+
+    train: TrainConfig
+    student: StudentConfig
+    teacher: TeacherConfig
+    optim: OptimConfig
+    crops: CropsConfig | RegionCropsConfig
+    data: DataConfig
+    speed: SpeedConfig
+
+
+@dataclass
+class PatchConfig(RunConfig):
+    """Of `dinowds train patch`."""
+
+    kind: ClassVar[Kind] = "image"
 
     train: TrainConfig = field(default_factory=TrainConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
+    student: PatchStudentConfig = field(default_factory=PatchStudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
+
+@dataclass
+class RegionConfig(RunConfig):
+    """Of `dinowds train region`."""
+
+    kind: ClassVar[Kind] = "region"
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(save_every=10))
+    student: RegionStudentConfig = field(default_factory=RegionStudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=125, warmup_epochs=10.0))
+    crops: RegionCropsConfig = field(default_factory=RegionCropsConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(chunk_size=8))
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+
+
+CONFIGS: dict[Kind, type[PatchConfig] | type[RegionConfig]] = {"image": PatchConfig, "region": RegionConfig}
+
+COMMANDS: dict[Kind, str] = {"image": "patch", "region": "region"}
+"""Kind of samples → the command of `dinowds train`, and the name of its file in `configs`."""
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -258,8 +348,16 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> PatchConfig:
-    """Defaults ← YAML file ← `key=value` overrides, checked.
+@overload
+def load_config(
+    path: Path | None = ..., overrides: Sequence[str] = ..., kind: Literal["image"] = ...
+) -> PatchConfig: ...
+@overload
+def load_config(path: Path | None, overrides: Sequence[str], kind: Literal["region"]) -> RegionConfig: ...
+@overload
+def load_config(path: Path | None, overrides: Sequence[str], kind: Kind) -> RunConfig: ...
+def load_config(path: Path | None = None, overrides: Sequence[str] = (), kind: Kind = "image") -> RunConfig:
+    """Defaults of a kind ← YAML file ← `key=value` overrides, checked.
 
     Raises:
         ConfigError: a file that is not YAML, an unknown key (the nearest is named), or a value of the wrong kind.
@@ -267,10 +365,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Patc
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    merged = OmegaConf.structured(PatchConfig)
-    known = flatten(to_dict(PatchConfig()))
+    merged = OmegaConf.structured(CONFIGS[kind])
     for source, content in [(str(path), _read_yaml(path))] if path else []:
-        merged = _merge(merged, known, content, source)
+        merged = _merge(merged, kind, content, source)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -279,9 +376,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Patc
             content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
-        merged = _merge(merged, known, content, f"override {override!r}")
+        merged = _merge(merged, kind, content, f"override {override!r}")
     try:
-        config = cast(PatchConfig, OmegaConf.to_object(merged))
+        config = cast(RunConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path or 'overrides'}: {_first_line(error)}") from None
     check_config(config)
@@ -289,34 +386,60 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Patc
 
 
 def default_config_path(name: str) -> Path:
-    """A configuration that ships with dinowds: `patch` or `demo`."""
+    """A configuration that ships with dinowds: `patch`, `region`, `patch_vit_large`, …"""
     return Path(str(files("dinowds.configs") / f"{name}.yaml"))
 
 
-def to_dict(config: PatchConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain nested dict, with the names of the keys in YAML."""
     return _with_crops_key(dataclasses.asdict(config), "global_", "global")
 
 
-def to_yaml(config: PatchConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """Resolved configuration, every key."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
-def differences(saved: dict[str, Any], config: PatchConfig) -> list[str]:
-    """`key: saved → asked for`, for keys that decide what a run computes (those of `FREE_TO_CHANGE` do not)."""
-    old, new = flatten(saved), flatten(to_dict(config))
+def kind_of(saved: dict[str, Any]) -> Kind:
+    """The kind of a saved configuration."""
+    student = saved.get("student")
+    return "region" if isinstance(student, dict) and "input_dim" in student else "image"
+
+
+def differences(saved: dict[str, Any], config: RunConfig) -> list[str]:
+    """`key: saved → asked for`, for keys that decide what a run computes (those of `FREE_TO_CHANGE` do not).
+
+    A key that the saved configuration lacks, since it is older than the key, had what is the default now.
+    """
+    new = flatten(to_dict(config))
+    old = flatten(to_dict(CONFIGS[config.kind]())) | flatten(saved)
     free = FREE_TO_CHANGE
-    if config.student.use_bn_in_head:  # whose statistics are of the images that go through the device together
+    if config.student.use_bn_in_head:  # whose statistics are of the samples that go through the device together
         free -= {"train.max_batch_per_device"}
     keys = sorted((old.keys() | new.keys()) - free)
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def check_config(config: PatchConfig) -> None:
+_Rule = tuple[str, object, bool, str]
+"""Key, value, whether it can work, and what is expected."""
+
+
+def check_config(config: RunConfig) -> None:
     """Raise ConfigError for the first value that cannot work, whatever the dataset."""
+    rules = _rules(config)
+    if isinstance(config, PatchConfig):
+        rules += _patch_rules(config)
+    if isinstance(config, RegionConfig):
+        rules += _region_rules(config)
+    for key, value, holds, expected in rules:
+        if not holds:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{key} is {shown}, expected {expected}")
+
+
+def _rules(config: RunConfig) -> list[_Rule]:
     train, student, teacher, optim, data, speed = (
         config.train, config.student, config.teacher, config.optim, config.data, config.speed
     )  # fmt: skip
@@ -326,15 +449,14 @@ def check_config(config: PatchConfig) -> None:
         "train.save_every": train.save_every,
         "train.keep_checkpoints": train.keep_checkpoints,
         "train.log_every": train.log_every,
-        "student.patch_size": student.patch_size,
         "student.out_dim": student.out_dim,
-        "student.depth": 1 if student.depth is None else student.depth,
+        "student.depth": student.depth,
         "optim.epochs": optim.epochs,
-        "optim.max_steps": 1 if optim.max_steps is None else optim.max_steps,
+        "optim.max_steps": optim.max_steps,
         "data.chunk_size": data.chunk_size,
-        "data.window_chunks": 1 if data.window_chunks is None else data.window_chunks,
-        "data.partitions": 1 if data.partitions is None else data.partitions,
-        "data.max_per_slide": 1 if data.max_per_slide is None else data.max_per_slide,
+        "data.window_chunks": data.window_chunks,
+        "data.partitions": data.partitions,
+        "data.max_per_slide": data.max_per_slide,
         "speed.prefetch_factor": speed.prefetch_factor,
     }
     not_negative = {
@@ -350,43 +472,74 @@ def check_config(config: PatchConfig) -> None:
         "data.cache_gib": data.cache_gib,
         "speed.num_workers": 0 if speed.num_workers is None else speed.num_workers,
     }
-    choices = {
-        "student.arch": (student.arch, ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")),
-        "optim.lr_scheduler.name": (optim.lr_scheduler.name, ("cosine",)),
-        "speed.precision": (speed.precision, ("auto", "bf16", "fp32")),
-    }
-    rules: list[tuple[str, object, bool, str]] = [
-        *((key, value, value >= 1, "at least 1") for key, value in at_least_one.items()),
+    return [
+        *_at_least_one(at_least_one),
         *(
             (key, value, 0 <= value < math.inf, "0 or more" if value < 0 else "a finite number")
             for key, value in not_negative.items()
         ),
-        *((key, value, value in allowed, f"one of {', '.join(allowed)}") for key, (value, allowed) in choices.items()),
+        _one_of("student.pos_interpolation", student.pos_interpolation, "timm", "size", "dino"),
+        _one_of("optim.lr_scheduler.name", optim.lr_scheduler.name, "cosine"),
+        _one_of("speed.precision", speed.precision, "auto", "bf16", "fp32"),
         ("student.drop_path_rate", student.drop_path_rate, 0 <= student.drop_path_rate < 1, "0 ≤ rate < 1"),
         ("teacher.momentum_teacher", teacher.momentum_teacher, 0 <= teacher.momentum_teacher <= 1, "0 to 1"),
         ("teacher.teacher_temp", teacher.teacher_temp, teacher.teacher_temp > 0, "above 0"),
         ("teacher.warmup_teacher_temp", teacher.warmup_teacher_temp, teacher.warmup_teacher_temp > 0, "above 0"),
         ("optim.warmup_epochs", optim.warmup_epochs, optim.warmup_epochs < optim.epochs, "less than optim.epochs"),
     ]
-    for name, side in (("global", config.crops.global_.size), ("local", config.crops.local.size)):
-        expected = f"a multiple of student.patch_size, {student.patch_size}"
-        rules.append((f"crops.{name}.size", side, side >= 1 and side % student.patch_size == 0, expected))
-    for key, value, holds, expected in rules:
-        if not holds:
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise ConfigError(f"{key} is {shown}, expected {expected}")
 
 
-def _merge(merged: Any, known: dict[str, Any], content: Any, source: str) -> Any:
+def _patch_rules(config: PatchConfig) -> list[_Rule]:
+    """Those of the crops are `recipe.patch_recipe`'s."""
+    student, crops = config.student, config.crops
+    expected = f"a multiple of student.patch_size, {student.patch_size}"
+    return [
+        *_at_least_one({"student.patch_size": student.patch_size}),
+        _one_of("student.arch", student.arch, "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"),
+        *(
+            (f"crops.{name}.size", side, side >= 1 and side % student.patch_size == 0, expected)
+            for name, side in (("global", crops.global_.size), ("local", crops.local.size))
+        ),
+    ]
+
+
+def _region_rules(config: RegionConfig) -> list[_Rule]:
+    student, crops = config.student, config.crops
+    at_least_one = {
+        "student.input_dim": student.input_dim,
+        "crops.global.count": crops.global_.count,
+        "crops.global.size": crops.global_.size,
+        "crops.local.size": crops.local.size,
+    }
+    fewest = 0 if crops.global_.count > 1 else 1
+    return [
+        _one_of("student.arch", student.arch, "hvit_xs", "hvit_s", "hvit_b"),
+        *_at_least_one(at_least_one),
+        ("crops.local.count", crops.local.count, crops.local.count >= fewest, f"at least {fewest}"),
+        ("crops.flip", crops.flip, 0 <= crops.flip <= 1, "a probability from 0 to 1"),
+    ]
+
+
+def _at_least_one(values: dict[str, int | None]) -> list[_Rule]:
+    """null is a default."""
+    return [(key, value, value is None or value >= 1, "at least 1") for key, value in values.items()]
+
+
+def _one_of(key: str, value: str, *choices: str) -> _Rule:
+    return key, value, value in choices, f"one of {', '.join(choices)}"
+
+
+def _merge(merged: Any, kind: Kind, content: Any, source: str) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected sections such as 'train:' and 'optim:', found {type(content).__name__}")
+    known = flatten(to_dict(CONFIGS[kind]()))
     content = _with_empty_sections(content, known)
     for key in flatten(content):
         if key not in known:
-            raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, known)}")
+            raise ConfigError(f"{source}: unknown key {key!r}{_suggestion(key, kind, known)}")
     content, nulls = _without_nulls(content, source)
     try:
         for key in nulls:
@@ -426,24 +579,46 @@ def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any]
     return content, nulls
 
 
-_EARLIER_NAMES = {
-    "crops.global_crops_size": "crops.global.size",
-    "crops.global_crops_scale": "crops.global.scale",
-    "crops.local_crops_number": "crops.local.count",
-    "crops.local_crops_size": "crops.local.size",
-    "crops.local_crops_scale": "crops.local.scale",
+_EARLIER_NAMES: dict[Kind, dict[str, str]] = {
+    "image": {
+        "crops.global_crops_size": "crops.global.size",
+        "crops.global_crops_scale": "crops.global.scale",
+        "crops.local_crops_number": "crops.local.count",
+        "crops.local_crops_size": "crops.local.size",
+        "crops.local_crops_scale": "crops.local.scale",
+        "train.start_from_checkpoint": "student.init_from",
+    },
+    "region": {
+        "crops.global_crops_scale": "crops.global.size",
+        "crops.local_crops_number": "crops.local.count",
+        "crops.local_crops_scale": "crops.local.size",
+        "train.start_from_checkpoint": "student.init_from",
+    },
 }
 """Of DINO's own options and earlier systems."""
 
+_OF_OTHERS: dict[Kind, dict[str, str]] = {
+    "image": {"student.input_dim": "a key of regions; images have 3 channels"},
+    "region": {
+        "student.patch_size": "a region's cells are as the dataset has them, see 'dinowds embed region'",
+        "student.region_size": "a region's cells are as the dataset has them, see 'dinowds embed region'",
+        "crops.renderer": "cells are moved, not rendered",
+    },
+}
+"""Keys of the other kind and of earlier systems that there is nothing like here, and why."""
 
-def _suggestion(key: str, known: dict[str, Any]) -> str:
-    if key in _EARLIER_NAMES:
-        return f"; here it is {_EARLIER_NAMES[key]!r}"
+
+def _suggestion(key: str, kind: Kind, known: dict[str, Any]) -> str:
+    if key in _EARLIER_NAMES[kind]:
+        unit = ", in cells" if kind == "region" and key.endswith("_scale") else ""
+        return f"; here it is {_EARLIER_NAMES[kind][key]!r}{unit}"
+    if key in _OF_OTHERS[kind]:
+        return f": {_OF_OTHERS[kind][key]}"
     if sections := [name for name in known if name.startswith(key + ".")]:
         return f", which is a section: set one of its keys, such as {sections[0]}"
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else "; see configs/patch.yaml for all keys"
+    return f"; did you mean {near[0]!r}?" if near else f"; see configs/{COMMANDS[kind]}.yaml for all keys"
 
 
 def _read_yaml(path: Path) -> Any:

@@ -42,7 +42,8 @@ class Batch:
     step: int
     """Of the run, over all epochs."""
     views: dict[str, Tensor]
-    """Output of the recipe → uint8 [V, B, 3, S, S]; empty if the device is to render them."""
+    """Output of the recipe → uint8 [V, B, 3, S, S], of regions float16 [V, B, s, s, C]; empty if the device is to
+    render them."""
     images: Images | None
     """What the device is to render; None if that is done."""
     keys: list[str]
@@ -106,7 +107,7 @@ class Crop:
             render(sample.image, sample.views, [slot[place] for slot in slots], sample.reduction)
             raws.append(sample.raw)
         views = packer.finish(partial(_named, names=[output.name for output in outputs]))
-        return self._joined(raws, views, None)
+        return join(raws, views, None, self._blocks)
 
     def _hand_over(self, batch: list[RawSample]) -> Batch:
         packer = Packer(self._blocks, len(batch))
@@ -118,7 +119,7 @@ class Crop:
             views[place], reductions[place] = sample.views, sample.reduction
             raws.append(sample.raw)
         packer.add(views.view(np.uint8))
-        return self._joined(raws, {}, packer.finish(partial(_as_images, reductions=reductions)))
+        return join(raws, {}, packer.finish(partial(_as_images, reductions=reductions)), self._blocks)
 
     def _ready(self, batch: list[RawSample], room: Room) -> Iterator[_Ready]:
         """Numbers for all at once, from the headers; then image by image, as its views allow."""
@@ -153,15 +154,17 @@ class Crop:
         )
         return views, [1] * len(raws) if self._renderer == "pil" else best_reduction(views).tolist()
 
-    def _joined(self, raws: list[RawSample], views: dict[str, Tensor], images: Images | None) -> Batch:
-        return Batch(
-            step=raws[0]["__step__"],
-            views=views,
-            images=images,
-            keys=[raw["__key__"] for raw in raws],
-            samples=small_tensor(np.array([raw["__sample__"] for raw in raws]), self._blocks),
-            bad=[bad for raw in raws for bad in raw["__bad__"]],
-        )
+
+def join(raws: list[RawSample], views: dict[str, Tensor], images: Images | None, blocks: Blocks) -> Batch:
+    """The batch of these samples, whose views or images are packed already."""
+    return Batch(
+        step=raws[0]["__step__"],
+        views=views,
+        images=images,
+        keys=[raw["__key__"] for raw in raws],
+        samples=small_tensor(np.array([raw["__sample__"] for raw in raws]), blocks),
+        bad=[bad for raw in raws for bad in raw["__bad__"]],
+    )
 
 
 def _named(memory: Bytes, shapes: Sequence[Shape], names: list[str]) -> dict[str, Tensor]:

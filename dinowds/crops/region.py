@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinowds.config import RegionCropsConfig
 from dinowds.crops.recipe import Output, Views, plain_view, uniform_numbers
 from dinowds.errors import ConfigError, SampleError
 
@@ -46,6 +47,13 @@ class RegionRecipe:
     def num_views(self) -> int:
         """Views of one grid."""
         return sum(output.count for output in self.outputs)
+
+
+def region_recipe(crops: RegionCropsConfig) -> RegionRecipe:
+    """The recipe that the values of `crops` ask for."""
+    named = (("global", crops.global_), ("local", crops.local))
+    outputs = tuple(Output(name, of.count, of.size) for name, of in named if of.count)
+    return RegionRecipe(outputs, crops.flip, crops.symmetries)
 
 
 def sample_region_views(rng: np.random.Generator, recipe: RegionRecipe, rows: int, columns: int) -> Views:

@@ -126,6 +126,11 @@ class Dataset:
         return selection
 
     @property
+    def cohorts(self) -> dict[str, int]:
+        """Selected samples of each cohort."""
+        return self.manifest.cohorts if self._subset is None else self._subset.cohorts
+
+    @property
     def fingerprint(self) -> str:
         """Of the samples that are selected: sha256 of samples.parquet, and that of the subset's file."""
         if self._subset is None:

@@ -7,32 +7,55 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dinowds.config import StudentConfig
+from dinowds.config import PatchConfig, RegionConfig, RunConfig, StudentConfig
+from dinowds.errors import ConfigError
+from dinowds.model.architecture import Architecture, size_of
 from dinowds.model.head import DinoHead
-from dinowds.model.vit import build_vit, size_of
+from dinowds.model.vit import ImageViT, build_backbone
 
 
 class DinoModel(nn.Module):
     """`backbone.*` and `head.*`, as in DINO checkpoints."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    backbone: ImageViT
+    head: DinoHead
+
+    def __init__(self, backbone: ImageViT, head: DinoHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Tensors of equal-sized views [V_i · B, 3, S_i, S_i] → logits [Σ V_i · B, K], in the same order.
+        """Tensors of equal-sized views, [V_i · B, 3, S_i, S_i] or [V_i · B, s_i, s_i, C] → logits [Σ V_i · B, K], in
+        the same order.
 
         One call of the backbone for each size, one of the head for all.
         """
         return self.head(torch.cat([self.backbone(group) for group in views]))  # type: ignore[no-any-return]
 
 
-def build_pair(student: StudentConfig, image_size: int) -> tuple[DinoModel, DinoModel]:
+def architecture_of(config: RunConfig) -> Architecture:
+    """The backbone that a configuration asks for; that of regions with `student.input_dim` resolved.
+
+    Raises:
+        ConfigError: heads that cannot share `student.embed_dim`.
+    """
+    student, side = config.student, config.crops.global_.size
+    size = size_of(config.kind, student.arch, student.embed_dim, student.depth)
+    if isinstance(config, PatchConfig):
+        patch_size = config.student.patch_size
+        return Architecture("image", size, 3, patch_size, side // patch_size, student.pos_interpolation)
+    assert isinstance(config, RegionConfig)
+    if config.student.input_dim is None:
+        raise ConfigError("student.input_dim is null; give the number of features of a cell")
+    return Architecture("region", size, config.student.input_dim, 1, side, student.pos_interpolation)
+
+
+def build_pair(architecture: Architecture, student: StudentConfig) -> tuple[DinoModel, DinoModel]:
     """Student and teacher with equal weights. The teacher has no stochastic depth and takes no gradient."""
-    width = size_of(student).embed_dim
+    width = architecture.size.embed_dim
 
     def build(drop_path_rate: float) -> DinoModel:
-        backbone = build_vit(student, image_size, drop_path_rate)
+        backbone = build_backbone(architecture, drop_path_rate)
         return DinoModel(backbone, DinoHead(width, student.out_dim, student.use_bn_in_head, student.norm_last_layer))
 
     learner, teacher = build(student.drop_path_rate), build(0.0)

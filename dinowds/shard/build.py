@@ -29,7 +29,7 @@ from dinowds.shard.sources.scanning import Scanned
 from dinowds.shard.sources.source import Source, check_unchanged
 from dinowds.shard.ustar import END_BYTES
 from dinowds.shard.write.arrange import Images, Int64s, join_listings
-from dinowds.shard.write.finish import write_dataset_index
+from dinowds.shard.write.finish import finish_manifest, open_index
 from dinowds.shard.write.in_place import index_in_place
 from dinowds.shard.write.tarplan import check_members
 from dinowds.shard.write.writer import Job, sample_keys_of
@@ -120,16 +120,18 @@ def _make(
     flat, added = [file.without_images() for file in flat], len(images)
     del scanned  # of millions of images, each column counts
     pa.default_memory_pool().release_unused()
-    shards = _write(output, images, chosen.labels, options, before, engine, report)
+    first = 0 if before is None else next_shard(before)
+    with open_index(workspace, first, before) as index:
+        shards = _write(output, images, chosen.labels, options, before, first, engine, report, index.take)
+        report(ShardProgress("index", added, added))
     del images, chosen
     check_unchanged(sources)
-    report(ShardProgress("index", added, added))
     if before is None:
-        manifest = write_dataset_index(workspace, draft, shards, flat)
+        manifest = finish_manifest(workspace, draft, index, flat)
         write_manifest(workspace.folder, manifest)
         workspace.publish(manifest)
         return manifest
-    manifest = write_dataset_index(workspace, join_manifests(before, draft), shards, flat, before)
+    manifest = finish_manifest(workspace, join_manifests(before, draft), index, flat, before)
     moved = {} if options.in_place else {tar_path(workspace.folder, n).name: url for n, url in shards.items()}
     manifest, notices = replace_index(workspace, before, manifest, moved, remap=added_at_end(added))
     for line in notices:
@@ -143,22 +145,33 @@ def _write(
     labels: Int64s,
     options: ShardOptions,
     before: Manifest | None,
+    first: int,
     engine: Engine,
     report: Report,
+    done: Callable[[int, str], None],
 ) -> dict[int, str]:
-    """Write the shards, or the rows of tars that are shards already: number in the work folder → URL."""
-    name, first = (dataset_name(output, options), 0) if before is None else (before.name, next_shard(before))
+    """Write the shards, or the rows of tars that are shards already: number in the work folder → URL.
+
+    Args:
+        first: the number of the first shard.
+        done: gets each shard's number and URL, in any order, one at a time.
+    """
+    name = dataset_name(output, options) if before is None else before.name
     job = Job(images.files, images.cohorts, options.key_pattern, output, name)
     images = replace(images, table=_with_keys(images, labels, None if before is None else _keys_of(output.root)))
     if options.in_place:
         progress = Progress("write", images, [np.arange(len(images))], report)
         tars = index_in_place(job, images.table, first, options.workers, progress.advance)
-        return {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
+        urls = {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
+        for number, url in urls.items():
+            done(number, url)
+        return urls
     if "extras" in images.table.column_names:
         check_members(sample_keys_of(job, images.table), images.table)
     layout = lay_out(images, labels, options)
-    write_missing(job, images, layout, first, options.memory, engine, report)
-    return {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
+    urls = {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
+    write_missing(job, images, layout, first, options.memory, engine, report, lambda number: done(number, urls[number]))
+    return urls
 
 
 def _describe(
@@ -177,6 +190,7 @@ def _describe(
         "cohorts": {source.cohort: source.metadata for source in sources if source.metadata},
         "in_place": options.in_place,
     }
+    about = {name: fact for source in sources for name, fact in source.about.items()}
     return Manifest(
         name=dataset_name(output, options),
         kind=kind_of(sources[0]),
@@ -185,7 +199,7 @@ def _describe(
         label_names=chosen.label_names,
         seed=options.seed,
         samples_sha256="",
-        metadata={name: part for name, part in parts.items() if part},
+        metadata={name: part for name, part in parts.items() if part} | about,
         shuffled=options.shuffle and not options.in_place,
     )
 

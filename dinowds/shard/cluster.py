@@ -35,7 +35,7 @@ from dinowds.shard.sources.scanning import Scanned, Stopped, by_source, scan_fil
 from dinowds.shard.sources.source import Source, SourceFile
 from dinowds.shard.write.reader import Reader, allow_open_files
 from dinowds.shard.write.threads import Report
-from dinowds.shard.write.writer import Job, ShardTask, write_shard
+from dinowds.shard.write.writer import Job, ShardTask, write_together
 
 try:
     import dask
@@ -353,4 +353,5 @@ def _write(name: str, task: ShardTask) -> None:
     stage = _here(name)
     stage.check_lasts()
     with stage.reader() as reader:
-        write_shard(stage.work, task, reader, stage.check_lasts).finish()
+        for shard in write_together(stage.work, [task], reader, stage.check_lasts):
+            shard.finish()

@@ -11,10 +11,8 @@ from typing import NamedTuple
 from dinowds.shard.sources.check import Checks
 from dinowds.shard.sources.scanning import Scanned, scan_sources
 from dinowds.shard.sources.source import Source
-from dinowds.shard.write.threads import write_shards
-from dinowds.shard.write.writer import Job, ShardTask
-
-MakeTask = Callable[[], ShardTask]
+from dinowds.shard.write.threads import MakeTask, write_shards
+from dinowds.shard.write.writer import Job
 
 
 class Engine(NamedTuple):
@@ -22,7 +20,7 @@ class Engine(NamedTuple):
 
     scan: Callable[[Sequence[Source], Path | None, Checks, Callable[[int], None]], list[list[Scanned]]]
     """(sources, folder, checks, report): see `scanning.scan_sources`."""
-    write: Callable[[Job, Iterator[MakeTask], Callable[[int, int], None], Callable[[int], None]], None]
+    write: Callable[[Job, Sequence[MakeTask], Callable[[int, int], None], Callable[[int], None]], None]
     """(job, tasks, report, done): see `threads.write_shards`."""
 
 

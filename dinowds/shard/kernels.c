@@ -32,7 +32,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { VERSION = 1 }; /* of all arguments and results; equal to VERSION in kernels.py */
+enum { VERSION = 2 }; /* of all arguments and results; equal to VERSION in kernels.py */
 
 EXPORT int32_t dinowds_version(void) { return VERSION; }
 
@@ -437,6 +437,29 @@ EXPORT int64_t dinowds_walk_tar(
     }
     *advised = window.advised;
     return count;
+}
+
+static void put_octal(uint8_t *field, int digits, uint64_t value) {
+    for (; digits; value >>= 3) field[--digits] = (uint8_t)('0' + (value & 7));
+}
+
+/*
+ * Writes `headers`, [count, 512]: `empty`, the header of an ordinary file, with names of at most 100 bytes (from
+ * `offsets[i]` to `offsets[i + 1]` of `names`), sizes below 8^11, and checksums.
+ */
+EXPORT void dinowds_tar_headers(
+    const uint8_t *empty, const uint8_t *names, const int64_t *offsets, const int64_t *sizes, int64_t count,
+    uint8_t *headers
+) {
+    for (int64_t i = 0; i < count; i++) {
+        uint8_t *header = headers + BLOCK * i;
+        memcpy(header, empty, BLOCK);
+        memcpy(header, names + offsets[i], (size_t)(offsets[i + 1] - offsets[i]));
+        put_octal(header + 124, 11, (uint64_t)sizes[i]);
+        memset(header + 148, ' ', 8);
+        put_octal(header + 148, 6, byte_sum(header));
+        header[154] = 0;
+    }
 }
 
 /* ---- What payloads are ---- */

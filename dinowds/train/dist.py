@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -43,6 +43,13 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if td.is_initialized():
         td.all_reduce(tensor)
     return tensor
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give the values that rank 0 has to all ranks, in place."""
+    if td.is_initialized():
+        for tensor in tensors:
+            td.broadcast(tensor, src=0)
 
 
 def on_rank_0(function: Callable[[], Value]) -> Value:

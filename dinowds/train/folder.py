@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dinowds.config import PatchConfig, differences, to_yaml
+from dinowds.config import COMMANDS, RunConfig, differences, kind_of, to_yaml
 from dinowds.errors import ConfigError, OutputError
 from dinowds.files import lock_file, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
@@ -27,10 +27,14 @@ def _check_foreign(folder: Path) -> None:
         raise OutputError(f"{folder}: is not empty and not a run's folder; give another --out")
 
 
-def _check_config(folder: Path, config: PatchConfig) -> None:
+def _check_config(folder: Path, config: RunConfig) -> None:
     """Refuse to go on from checkpoints of another configuration."""
-    saved = folder / CONFIG_NAME
-    if list_checkpoints(folder / CHECKPOINTS_NAME) and (changed := differences(_read(saved), config)):
+    if not list_checkpoints(folder / CHECKPOINTS_NAME):
+        return
+    saved = _read(folder / CONFIG_NAME)
+    if (kind := kind_of(saved)) != config.kind:
+        raise ConfigError(f"{folder}: is a run of 'dinowds train {COMMANDS[kind]}'; use that, or give another --out")
+    if changed := differences(saved, config):
         raise ConfigError(
             f"{folder}: this run was started with other values ({'; '.join(changed)}); "
             "repeat them to go on with it, or give another --out"
@@ -38,7 +42,7 @@ def _check_config(folder: Path, config: PatchConfig) -> None:
 
 
 @contextmanager
-def own_folder(folder: Path, config: PatchConfig) -> Iterator[None]:
+def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
     """Create the folder, keep other runs out of it, and write its `config.yaml`. For rank 0.
 
     Raises:

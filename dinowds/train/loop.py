@@ -7,15 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dinowds.config import PatchConfig, to_dict
-from dinowds.crops.batches import Batch, Crop
-from dinowds.crops.device import DeviceRenderer
-from dinowds.crops.recipe import patch_recipe
+from dinowds.config import RunConfig, to_dict
+from dinowds.crops.batches import Batch
 from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
 from dinowds.data.loader import load, start_fork_server
@@ -25,7 +23,8 @@ from dinowds.data.order.plan import Order, Plan
 from dinowds.data.source import PlanSource, check_cache, stream
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
-from dinowds.model.dino import DinoModel, build_pair
+from dinowds.model.dino import DinoModel, architecture_of, build_pair
+from dinowds.model.weights.facts import describe_architecture
 from dinowds.remote.files import shown
 from dinowds.train import dist
 from dinowds.train.checkpoint import (
@@ -36,14 +35,10 @@ from dinowds.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dinowds.train.devices import (
-    choose_device,
-    choose_num_workers,
-    micro_batch_size,
-    resolve_precision,
-    resolve_renderer,
-)
+from dinowds.train.devices import choose_device, choose_num_workers, micro_batch_size, resolve_precision
 from dinowds.train.folder import CHECKPOINTS_NAME, own_folder
+from dinowds.train.initial import begin_from
+from dinowds.train.kinds import check_kind, resolve_kind, view_maker
 from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
 from dinowds.train.optim import build_optimizer
 from dinowds.train.recorder import Recorder
@@ -67,11 +62,12 @@ class Outcome:
 
 
 def train(
-    data: Path | str, out: Path, config: PatchConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
+    data: Path | str, out: Path, config: RunConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
 ) -> Outcome:
     """Pretrain in run folder `out`; goes on where an earlier call with the same arguments stopped.
 
-    `data` is DATASET or DATASET:SUBSET, a folder or a URL.
+    `data` is DATASET or DATASET:SUBSET, a folder or a URL; of images for a `PatchConfig`, of regions for a
+    `RegionConfig`.
     Which rank this is comes from the environment (`World.from_environment`). On SIGINT, SIGTERM or SIGUSR1 the step in
     hand is finished and saved.
 
@@ -83,18 +79,18 @@ def train(
     if evaluate and world.size > 1:
         raise ConfigError("an evaluation during training needs one process: the others would wait for it")
     dataset = Dataset.open(data)
-    if dataset.manifest.kind != "image":
-        raise ConfigError(f"{data}: holds {dataset.manifest.kind} samples, 'dinowds train patch' needs images")
+    check_kind(dataset, config)
     device = choose_device(world)
     plan = make_plan(dataset, order_of(config))
     if choose_num_workers(config.speed.num_workers, world, device):
         start_fork_server()  # it imports while the models are built
     check_cache(dataset, plan, world.num_hosts, cache_options(config).max_bytes)
-    config = resolve(config, plan.order, device)
+    config = resolve_kind(resolve(config, plan.order, device), dataset, device, cache_options(config))
     run = _Run(dataset, plan, out, config, world, device)
     with ExitStack() as stack:
         stack.enter_context(dist.process_group(world, device))
         dist.on_rank_0(lambda: check_cap(dataset, plan))
+        dist.on_rank_0(lambda: run.maker.check(dataset))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, config)))
         if world.rank == 0:
             run.observer = LogObserver(out, observer or SilentObserver())
@@ -103,17 +99,16 @@ def train(
         return run.execute(stop, evaluate)
 
 
-def cache_options(config: PatchConfig) -> CacheOptions:
+def cache_options(config: RunConfig) -> CacheOptions:
     """Where chunks of remote shards are kept, and how many."""
     folder = config.data.cache_dir
     return CacheOptions(Path(folder) if folder else None, int(config.data.cache_gib * 2**30))
 
 
-def resolve(config: PatchConfig, order: Order, device: torch.device) -> PatchConfig:
+def resolve(config: RunConfig, order: Order, device: torch.device) -> RunConfig:
     """Put the values that are chosen here in the place of null and auto, so that `config.yaml` says what was done."""
     return replace(
         config,
-        crops=replace(config.crops, renderer=resolve_renderer(config.crops.renderer, device)),
         data=replace(config.data, partitions=order.partitions, window_chunks=order.window_chunks),
         speed=replace(config.speed, precision=resolve_precision(config.speed.precision, device)),
     )
@@ -124,24 +119,24 @@ class _Run:
     learner: Learner
 
     def __init__(
-        self, dataset: Dataset, plan: Plan, out: Path, config: PatchConfig, world: World, device: torch.device
+        self, dataset: Dataset, plan: Plan, out: Path, config: RunConfig, world: World, device: torch.device
     ) -> None:
         """Decides everything that follows from the arguments; nothing is written and no rank is asked."""
         self.dataset, self.plan, self.out, self.config = dataset, plan, out, config
         self.world, self.device = world, device
         self.step, self.num_bad = 0, 0
-        self.recipe = patch_recipe(config.crops)
+        self.maker = view_maker(config, device)
         self.steps_per_epoch = plan.steps_per_epoch
         self.num_steps = config.optim.epochs * self.steps_per_epoch
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
         self.settings = _step_settings(config, world, device)
-        self.render = DeviceRenderer(self.recipe, device) if config.crops.renderer == "device" else None
 
     def start(self) -> None:
         """Build the models and load the newest checkpoint, if there is one. Rank 0 chooses it for all ranks."""
         self.learner = build_learner(self.config, self.device)
         path = dist.on_rank_0(lambda: find_latest(self.out / CHECKPOINTS_NAME, self.observer.message))
         if path is None:
+            self._begin()
             return
         state = load_checkpoint(path)
         if state["dataset"] != self.dataset.fingerprint:
@@ -155,6 +150,15 @@ class _Run:
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not fit this model ({type(error).__name__})") from None
         self.observer.message(f"going on after step {self.step} ({path})")
+
+    def _begin(self) -> None:
+        """Take the weights that the configuration names, if it does. Rank 0 reads them for all ranks."""
+        if self.config.student.init_from is None:
+            return
+        learner, maker = self.learner, self.maker
+        dist.on_rank_0(lambda: begin_from(learner.student, self.config, maker.mean, maker.std, self.observer.message))
+        dist.broadcast(learner.student.state_dict().values())
+        learner.teacher.load_state_dict(learner.student.state_dict())
 
     def execute(self, stop: StopRequest, evaluate: Evaluate | None) -> Outcome:
         """All steps that are left."""
@@ -182,12 +186,12 @@ class _Run:
         return self._outcome()
 
     def _summary(self) -> str:
-        student, settings = self.config.student, self.settings
+        settings = self.settings
         millions = sum(parameter.numel() for parameter in self.learner.student.backbone.parameters()) / 1e6
         precision = "fp32" if settings.autocast_dtype is None else "bf16"
         processes = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
-            f"training {student.arch}/{student.patch_size} ({millions:.1f} M) on {self.device.type} in {precision}: "
+            f"training {self.maker.describe()} ({millions:.1f} M) on {self.device.type} in {precision}: "
             f"{processes}{len(self.dataset):,} samples, {self.steps_per_epoch:,} steps an epoch, steps "
             f"{self.step:,} to {self.end_step:,}, batch {settings.global_batch} in parts of {settings.micro_batch}"
         )
@@ -207,7 +211,7 @@ class _Run:
                 raise TrainingError(f"the loader gave step {batch.step}, expected {self.step}: please report this")
             values = values_at(self.config, self.steps_per_epoch, self.step)
             metrics = train_step(
-                self.learner, self.settings, self._views(batch), self.step, values, len(batch.bad), bool(stop.name)
+                self.learner, self.settings, self.maker.views(batch), self.step, values, len(batch.bad), bool(stop.name)
             )
             self.step += 1
             recorder.record(self.step, metrics, values, batch, waited)
@@ -217,9 +221,6 @@ class _Run:
                 recorder.flush()
                 self.num_bad = recorder.num_bad
                 dist.on_rank_0(self._save)
-
-    def _views(self, batch: Batch) -> dict[str, Tensor]:
-        return self.render(*batch.images) if self.render and batch.images else batch.views
 
     def _batches(self) -> Generator[Batch, None, None]:
         speed, data = self.config.speed, self.config.data
@@ -235,8 +236,8 @@ class _Run:
         )
         num_workers = choose_num_workers(speed.num_workers, self.world, self.device)
         blocks = Blocks(num_workers, speed.prefetch_factor)
-        crop = Crop(source, self.recipe, self.config.crops.renderer, self.config.train.seed, blocks)
-        return load(stream(source, crop), num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
+        pipeline = stream(source, self.maker.stage(source, blocks))
+        return load(pipeline, num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
 
     def _due(self) -> bool:
         epochs, inside = divmod(self.step, self.steps_per_epoch)
@@ -265,10 +266,26 @@ class _Run:
             "bad_samples": self.num_bad,
             "config": to_dict(self.config),
             "dataset": self.dataset.fingerprint,
+            "about": self._about(),
+        }
+
+    def _about(self) -> dict[str, Any]:
+        """What whoever uses the weights has to know."""
+        dataset, manifest = self.dataset, self.dataset.manifest
+        return {
+            "architecture": describe_architecture(architecture_of(self.config)),
+            "mean": self.maker.mean and list(self.maker.mean),
+            "std": self.maker.std and list(self.maker.std),
+            "dataset": {
+                "name": manifest.name,
+                "samples": len(dataset),
+                "cohorts": dataset.cohorts,
+                "metadata": manifest.metadata,
+            },
         }
 
 
-def _step_settings(config: PatchConfig, world: World, device: torch.device) -> StepSettings:
+def _step_settings(config: RunConfig, world: World, device: torch.device) -> StepSettings:
     batch_size = config.train.batch_size
     if batch_size % world.size:
         raise ConfigError(f"train.batch_size is {batch_size}, expected a multiple of the {world.size} processes")
@@ -283,13 +300,13 @@ def _step_settings(config: PatchConfig, world: World, device: torch.device) -> S
     )
 
 
-def initial_models(config: PatchConfig) -> tuple[DinoModel, DinoModel]:
+def initial_models(config: RunConfig) -> tuple[DinoModel, DinoModel]:
     """Student and teacher as a run with this configuration begins: their weights come from `train.seed`."""
     torch.manual_seed(int(np.random.SeedSequence(config.train.seed).generate_state(1)[0]))
-    return build_pair(config.student, config.crops.global_.size)
+    return build_pair(architecture_of(config), config.student)
 
 
-def build_learner(config: PatchConfig, device: torch.device) -> Learner:
+def build_learner(config: RunConfig, device: torch.device) -> Learner:
     """What a run with this configuration begins with, on `device`."""
     student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config))
     return Learner(

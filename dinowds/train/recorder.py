@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dinowds.config import PatchConfig
+from dinowds.config import RunConfig
 from dinowds.crops.batches import Batch
 from dinowds.data.source import describe
 from dinowds.errors import TrainingError
@@ -23,7 +23,7 @@ class Recorder:
     def __init__(
         self,
         out: Path,
-        config: PatchConfig,
+        config: RunConfig,
         steps_per_epoch: int,
         end_step: int,
         journal: Journal | None,

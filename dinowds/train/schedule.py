@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dinowds.config import PatchConfig
+from dinowds.config import RunConfig
 
 REFERENCE_BATCH = 256
 
@@ -40,7 +40,7 @@ class StepValues:
     freeze_last_layer: bool
 
 
-def values_at(config: PatchConfig, steps_per_epoch: int, step: int) -> StepValues:
+def values_at(config: RunConfig, steps_per_epoch: int, step: int) -> StepValues:
     """All schedules at one step. The peak learning rate is `optim.lr` · batch / 256."""
     optim, teacher = config.optim, config.teacher
     num_steps, epoch = optim.epochs * steps_per_epoch, step // steps_per_epoch

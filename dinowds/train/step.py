@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dinowds.model.dino import DinoModel
+from dinowds.model.pixels import normalise
 from dinowds.train import dist
 from dinowds.train.loss import dino_loss, mean_entropy, next_centre, teacher_targets
 from dinowds.train.optim import clip_per_tensor, set_rates, update_teacher
 from dinowds.train.schedule import StepValues
 
 Views = Mapping[str, Tensor]
-"""Output name → views, uint8 [V, B, 3, S, S]; the global ones come first."""
+"""Output name → views: uint8 [V, B, 3, S, S] of images, float16 [V, B, s, s, C] of regions; the global ones first."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 METRICS = ("loss", "teacher_entropy", "bad_samples", "stop")
 """What a step returns: means over the global batch, then counts over all ranks: samples of the batch that had to be
 replaced, and ranks that were asked to stop."""
@@ -48,24 +46,11 @@ class StepSettings:
     device: torch.device
     autocast_dtype: torch.dtype | None
     micro_batch: int
-    """Images of this rank that go through the model at once; the last part of its share may be smaller."""
+    """Samples of this rank that go through the model at once; the last part of its share may be smaller."""
     global_batch: int
     clip_grad: float
     seed: int
     rank: int
-
-
-def normalise(views: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [V, B, 3, S, S] → `dtype` [V · B, 3, S, S], with ImageNet's mean at 0 and its deviation 1."""
-    mean, std = _mean_and_std(views.device)
-    return views.flatten(0, 1).float().sub_(mean).div_(std).to(dtype)
-
-
-@functools.cache
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    # Kept on the device: making them in each step would copy from the host and wait for it.
-    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).mul_(255).view(2, 1, 3, 1, 1)
-    return mean, std
 
 
 def train_step(
@@ -103,7 +88,7 @@ def train_step(
 
 
 def _backward(learner: Learner, settings: StepSettings, views: Views, values: StepValues) -> Tensor:
-    """Accumulate gradients; return [Σ teacher logits (K), Σ loss, Σ entropy, 0, 0], sums over this rank's images."""
+    """Accumulate gradients; return [Σ teacher logits (K), Σ loss, Σ entropy, 0, 0], sums over this rank's samples."""
     rank_batch = next(iter(views.values())).shape[1]
     starts = range(0, rank_batch, settings.micro_batch)
     sums = torch.zeros(len(learner.centre) + len(METRICS), device=settings.device)
@@ -112,7 +97,7 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
         num_teacher_views, size = part[0].shape[:2]
         with _synchronised(learner.replicated, last=start == starts[-1]):
             with _autocast(settings):
-                groups = [normalise(group, settings.autocast_dtype or torch.float32) for group in part]
+                groups = [_model_input(group, settings.autocast_dtype or torch.float32) for group in part]
                 with torch.no_grad():
                     teacher_logits = learner.teacher(groups[:1]).float().unflatten(0, (num_teacher_views, size))
                 student_logits = learner.replicated(groups).unflatten(0, (-1, size))
@@ -124,12 +109,18 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
     return sums
 
 
+def _model_input(views: Tensor, dtype: torch.dtype) -> Tensor:
+    """[V, B, …] → [V · B, …]; images are normalised, features go as they are."""
+    views = views.flatten(0, 1)
+    return normalise(views, dtype) if views.dtype == torch.uint8 else views
+
+
 def _update(learner: Learner, settings: StepSettings, values: StepValues) -> None:
     """Clip, drop the frozen last layer's gradient, step, move the teacher."""
     if settings.clip_grad > 0:
         clip_per_tensor(_gradients(learner.student), settings.clip_grad)
     if values.freeze_last_layer:
-        for parameter in learner.student.head.last_layer.parameters():  # type: ignore[union-attr]
+        for parameter in learner.student.head.last_layer.parameters():
             parameter.grad = None
     learner.optimizer.step()
     update_teacher(list(learner.teacher.parameters()), list(learner.student.parameters()), values.momentum)

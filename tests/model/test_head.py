@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dinowds.config import StudentConfig
+from dinowds.config import PatchStudentConfig
+from dinowds.model.architecture import Architecture, Size
 from dinowds.model.dino import build_pair
 from dinowds.model.head import DinoHead, PrototypeLayer
 
@@ -47,7 +48,7 @@ def test_head__fixed_norms_take_no_gradient() -> None:
 
 
 def test_build_pair__equal_weights_and_a_teacher_without_gradient_or_dropped_paths() -> None:
-    student, teacher = build_pair(StudentConfig(arch="vit_tiny", depth=2, out_dim=32), 32)
+    student, teacher = build_pair(Architecture("image", Size(192, 2, 3), 3, 16, 2), PatchStudentConfig(out_dim=32))
     for (name, a), b in zip(student.named_parameters(), teacher.parameters(), strict=True):
         assert torch.equal(a, b), name
         assert not b.requires_grad

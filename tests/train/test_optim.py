@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinowds.config import StudentConfig
+from dinowds.config import PatchStudentConfig
+from dinowds.model.architecture import Architecture, Size
 from dinowds.model.dino import build_pair
 from dinowds.train.optim import build_optimizer, clip_per_tensor, set_rates, update_teacher
 
-SMALL = StudentConfig(arch="vit_tiny", depth=1, out_dim=32, patch_size=8)
+SHAPE = Architecture("image", Size(192, 1, 3), 3, 8, 2)
+SMALL = PatchStudentConfig(out_dim=32)
 
 
 def test_clip_per_tensor__each_tensor_by_itself() -> None:
@@ -25,7 +27,7 @@ def test_clip_per_tensor__each_tensor_by_itself() -> None:
 
 
 def test_build_optimizer__decays_all_but_one_dimensional_tensors() -> None:
-    student, _ = build_pair(SMALL, 16)
+    student, _ = build_pair(SHAPE, SMALL)
     optimizer = build_optimizer(student)
     set_rates(optimizer, lr=0.1, weight_decay=0.4)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -39,7 +41,7 @@ def test_build_optimizer__decays_all_but_one_dimensional_tensors() -> None:
 
 
 def test_build_optimizer__leaves_fixed_norms_out() -> None:
-    student, _ = build_pair(StudentConfig(arch="vit_tiny", depth=1, out_dim=32, norm_last_layer=True), 32)
+    student, _ = build_pair(SHAPE, PatchStudentConfig(out_dim=32, norm_last_layer=True))
     held = {id(p) for group in build_optimizer(student).param_groups for p in group["params"]}
     assert id(student.head.last_layer.weight_g) not in held  # type: ignore[union-attr]
 

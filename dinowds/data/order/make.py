@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xxhash
 
-from dinowds.config import PatchConfig
+from dinowds.config import RunConfig
 from dinowds.data.dataset import Dataset
 from dinowds.data.order.mixture import WeightedPlan
 from dinowds.data.order.plan import EpochPlan, Order, Plan
@@ -43,7 +43,7 @@ def _mapped(dataset: Dataset, cohort: str, selection: Selection) -> Selection:
         return selection
 
 
-def order_of(config: PatchConfig) -> Order:
+def order_of(config: RunConfig) -> Order:
     """The order of the data that a configuration asks for."""
     data = config.data
     return Order(

@@ -63,6 +63,8 @@ class Source:
     """Small files that slides, places or labels were read from: a change of one is a change of the source."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What is known of all its images, such as {'mpp': 0.5}."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What goes into the manifest's metadata as it is."""
 
 
 @dataclass(frozen=True)

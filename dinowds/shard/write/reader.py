@@ -34,14 +34,16 @@ class Reader:
         self._is_folder = np.array([file.kind == "folder" for file in files])
         self._most_open = most_open
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._room = np.empty(0, np.uint8)
+        self._rooms: dict[int, npt.NDArray[np.uint8]] = {}
 
-    def room(self, size: int) -> npt.NDArray[np.uint8]:
-        """uint8 [size], with anything in it: always the same memory, for fresh memory comes page by page."""
-        if len(self._room) < size:
-            self._room = np.empty(0, np.uint8)
-            self._room = np.empty(size, np.uint8)
-        return self._room[:size]
+    def room(self, size: int, place: int = 0) -> npt.NDArray[np.uint8]:
+        """uint8 [size], with anything in it: of each `place` always the same memory, for fresh memory comes page by
+        page.
+        """
+        if place not in self._rooms or len(self._rooms[place]) < size:
+            self._rooms.pop(place, None)
+            self._rooms[place] = np.empty(size, np.uint8)
+        return self._rooms[place][:size]
 
     def read(
         self,

@@ -30,6 +30,9 @@ LAYOUTS = (
 )
 """In the order in which an input is tried."""
 
+_OWN_LAYOUTS = ("grids",)
+"""What other commands of dinowds write to be sharded; never recognised, and no choice of users."""
+
 _WITH_SPLITS = ("dataset", "reference", "webdataset", "classes")
 _WITH_FOLDS = ("dataset", "reference", "webdataset")
 """That have such parts, or say themselves what to do instead."""
@@ -83,7 +86,7 @@ def open_sources(
     """
     if not paths:
         raise SourceError("no source given; give tars or folders of images")
-    if layout not in ("auto", *LAYOUTS):
+    if layout not in ("auto", *LAYOUTS, *_OWN_LAYOUTS):
         raise ConfigError(f"--layout: is {layout!r}, expected auto, {', '.join(LAYOUTS)}")
     sources = [_open(Path(path), layout, Request(path_text(path), cohort, split, fold)) for path in paths]
     for option, value, layouts in (("--split", split, _WITH_SPLITS), ("--fold", fold, _WITH_FOLDS)):
@@ -121,12 +124,12 @@ def kind_of(source: Source) -> Kind:
     """What its samples are."""
     if source.layout == "dataset":
         return cast(Any, source).dataset.manifest.kind  # type: ignore[no-any-return]
-    return "region" if source.layout == "regions" else "image"
+    return "region" if source.layout in ("regions", "grids") else "image"
 
 
 def own_cohorts(sources: Sequence[Source]) -> list[str]:
     """The cohorts of those sources whose samples cannot bring others."""
-    return [source.cohort for source in sources if source.layout not in ("dataset", "reference", "paths")]
+    return [source.cohort for source in sources if source.layout not in ("dataset", "reference", "paths", "grids")]
 
 
 def check_given_once(sources: Sequence[Source]) -> None:

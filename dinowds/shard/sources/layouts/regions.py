@@ -34,7 +34,7 @@ NOT_A_TENSOR_NAME = "not a .pt file"
 NOT_A_TENSOR = "not a tensor"
 NOT_FLOATS = "tensor of other values than floats"
 NOT_A_SQUARE = "tensor of another shape than [n², channels] or [n, n, channels]"
-NOT_FINITE = "tensor with values that are not finite"
+NOT_FINITE = "tensor with infinite values, cells that are NaN in part, or no cell that is not NaN"
 OVERFLOW = "tensor with values over 65,504, the largest of float16"
 
 _SUFFIX, _MEMBER, _NOT_TAKEN = b".pt", b".npy", b".reason"
@@ -44,7 +44,7 @@ _ZIP = b"PK\x03\x04"
 _PLACE = re.compile(r"(?:(?P<slide>.+)_)?(?P<x>-?[0-9]{1,18})_(?P<y>-?[0-9]{1,18})", re.DOTALL)
 
 Region = npt.NDArray[np.float16]
-"""[n, n, channels]."""
+"""[n, n, channels]; a cell that does not exist is NaN in all channels."""
 
 
 def recognises(path: Path) -> bool:
@@ -138,11 +138,13 @@ def load_region(path: Path) -> Region:
     # A tensor can be a small one that is repeated; what it stands for might not fit into memory.
     if shape is None or tensor.numel() * tensor.element_size() > num_bytes:
         raise NotTaken(NOT_A_SQUARE)
-    if not bool(torch.isfinite(tensor).all()):
+    if bool(tensor.isinf().any()):
         raise NotTaken(NOT_FINITE)
     region: Region = tensor.detach().to(torch.float16, copy=True).contiguous().numpy().reshape(shape)
-    if not np.isfinite(region).all():
+    if np.isinf(region).any():
         raise NotTaken(OVERFLOW)
+    if not _has_whole_cells(region):
+        raise NotTaken(NOT_FINITE)
     return region
 
 
@@ -158,7 +160,8 @@ def describe_region(payload: bytes) -> ImageInfo:
     """Format and size, in cells, of a region's .npy file.
 
     Raises:
-        NotTaken: with `CUT_SHORT` or `DAMAGED`, also where it is of another type or shape or not finite.
+        NotTaken: with `CUT_SHORT` or `DAMAGED`, also where it is of another type or shape, or has values that are not
+            finite in other than missing cells.
     """
     file = io.BytesIO(payload)
     try:
@@ -174,7 +177,7 @@ def describe_region(payload: bytes) -> ImageInfo:
     expected = 2 * shape[0] * shape[1] * shape[2]
     if len(payload) - file.tell() != expected:
         raise NotTaken(CUT_SHORT if len(payload) - file.tell() < expected else DAMAGED)
-    if not np.isfinite(np.frombuffer(payload, "<f2", offset=file.tell())).all():
+    if not _has_whole_cells(np.frombuffer(payload, "<f2", offset=file.tell()).reshape(shape)):
         raise NotTaken(DAMAGED)
     return ImageInfo("npy", shape[1], shape[0])
 
@@ -228,6 +231,15 @@ def _items(
     }
     columns = np.array(places, np.int64), np.array(sizes, np.int64)
     return Items(pa.array(names, pa.large_binary()), *columns, pa.table(facts), quarantine)
+
+
+def _has_whole_cells(region: Region) -> bool:
+    """Whether each cell is finite, or missing (NaN in all channels), and not all of them are missing."""
+    is_finite = np.isfinite(region)
+    if is_finite.all():
+        return True
+    exists = is_finite.all(axis=-1)
+    return bool(exists.any() and np.isnan(region[~exists]).all())
 
 
 def _grid_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

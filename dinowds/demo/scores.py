@@ -1,0 +1,81 @@
+"""What the demo measures: nearest neighbours of features, of patches and of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dinowds.data.dataset import Dataset
+from dinowds.data.store.store import LocalStore
+from dinowds.demo.photos import photo_names
+from dinowds.embed.features import backbone_features
+from dinowds.eval.knn import knn_accuracy
+from dinowds.model.dino import DinoModel
+
+Embed = Callable[[Tensor], Tensor]
+"""Samples [N, …] → features [N, D]."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images, uint8 [N, S, S, 3], or regions, float16 [N, n, n, C]; and int64 [N]."""
+
+    samples: Tensor
+    labels: Tensor
+
+    def every(self, stride: int) -> Labelled:
+        return Labelled(self.samples[::stride], self.labels[::stride])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tell the photograph of a test sample by its nearest neighbours among the training samples."""
+
+    train: Labelled
+    test: Labelled
+
+    def accuracy(self, embed: Embed) -> float:
+        """k = 20, T = 0.07; 0 to 1."""
+        return knn_accuracy(embed(self.train.samples), self.train.labels, embed(self.test.samples), self.test.labels)
+
+    def accuracy_of(self, backbone: nn.Module) -> float:
+        """Of the class token."""
+        return self.accuracy(lambda samples: backbone_features(backbone, samples))
+
+    def live(self, every: int, stride: int) -> Callable[[int, DinoModel, DinoModel], dict[str, float]]:
+        """An evaluation for the training loop: teacher and student every `every` steps, on every `stride`-th sample."""
+        some = Task(self.train.every(stride), self.test.every(stride))
+
+        def evaluate(step: int, student: DinoModel, teacher: DinoModel) -> dict[str, float]:
+            if step % every:
+                return {}
+            return {
+                "knn_teacher": some.accuracy_of(teacher.backbone),
+                "knn_student": some.accuracy_of(student.backbone),
+            }
+
+        return evaluate
+
+
+def load_labelled(folder: Path, decode: Callable[[bytes], np.ndarray]) -> Labelled:
+    """All samples of a dataset; the label is the place of its slide among the photographs."""
+    dataset, names = Dataset.open(folder), photo_names()
+    store = LocalStore(dataset)
+    slides = dataset.columns(["slide"])["slide"].to_pylist()
+    samples = np.stack([decode(store.read(dataset[i])) for i in range(len(dataset))])
+    return Labelled(torch.from_numpy(samples), torch.tensor([names.index(slide) for slide in slides]))
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """Grey values about their middle."""
+    return images[..., 0].flatten(1).float() - 128
+
+
+def mean_of_cells(regions: Tensor) -> Tensor:
+    """The mean feature of the cells that exist."""
+    return regions.float().flatten(1, 2).nanmean(1)

@@ -1,0 +1,95 @@
+"""What a file says of itself besides its tensors. All of it is checked: it comes from others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from dinowds.errors import CheckpointError
+from dinowds.model.architecture import POS_INTERPOLATIONS, Architecture
+from dinowds.model.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
+from dinowds.model.weights.weights import FAMILIES, Weights
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What names and shapes do not tell; None where the file does not either."""
+
+    family: str
+    num_heads: int | None = None
+    pos_interpolation: str | None = None
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+    about: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+def read_notes(path: str, notes: dict[str, Any]) -> Facts:
+    """What `write_notes` wrote, or what a run wrote as `about` into its checkpoint, which is of the family `dinowds`.
+
+    Raises:
+        CheckpointError: a value cannot be.
+    """
+    said, about = notes.get("architecture"), notes.get("dataset", {})
+    if not isinstance(said, dict) or not isinstance(about, dict):
+        raise CheckpointError(f"{path}: what it says of its architecture or dataset is not an object")
+    family, num_heads, interpolation = (
+        notes.get("family", "dinowds"),
+        said.get("num_heads"),
+        said.get("pos_interpolation"),
+    )
+    if family not in FAMILIES or type(num_heads) is not int or num_heads < 1 or interpolation not in POS_INTERPOLATIONS:
+        found = f"family {family!r}, num_heads {num_heads!r}, pos_interpolation {interpolation!r}"
+        raise CheckpointError(f"{path}: says {found[:200]}, which cannot be")
+    mean, std = notes.get("mean"), notes.get("std")
+    return Facts(
+        family,
+        num_heads,
+        cast(str, interpolation),
+        IMAGENET_MEAN if mean is None else read_channels(path, "mean", mean),
+        IMAGENET_STD if std is None else read_channels(path, "std", std),
+        about,
+        said,
+    )
+
+
+def write_notes(weights: Weights) -> dict[str, Any]:
+    """In plain JSON values."""
+    return {
+        "family": weights.family,
+        "which": weights.which,
+        "architecture": describe_architecture(weights.architecture),
+        "mean": list(weights.mean),
+        "std": list(weights.std),
+        "dataset": weights.about,
+    }
+
+
+def describe_architecture(architecture: Architecture) -> dict[str, Any]:
+    """In plain JSON values."""
+    return {
+        "kind": architecture.kind,
+        **architecture.size._asdict(),
+        "in_dim": architecture.in_dim,
+        "patch_size": architecture.patch_size,
+        "grid": architecture.grid,
+        "pos_interpolation": architecture.pos_interpolation,
+    }
+
+
+def check_said(path: str, said: dict[str, Any], architecture: Architecture) -> None:
+    """Raises CheckpointError where a file says something else of its architecture than its tensors do."""
+    for name, found in describe_architecture(architecture).items():
+        if name != "pos_interpolation" and said.get(name, found) != found:
+            raise CheckpointError(f"{path}: says {name} {str(said[name])[:80]}, its tensors say {found}")
+
+
+def read_channels(path: str, name: str, value: Any) -> Channels:
+    """`mean` or `std`. Raises CheckpointError for what is not three finite numbers, those of `std` above 0."""
+    numbers = value if isinstance(value, list | tuple) else []
+    if len(numbers) != 3 or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise CheckpointError(f"{path}: {name} is {str(value)[:80]}, expected three numbers")
+    if name == "std" and min(numbers) <= 0:
+        raise CheckpointError(f"{path}: std is {list(numbers)}, expected numbers above 0")
+    return (float(numbers[0]), float(numbers[1]), float(numbers[2]))

@@ -1,0 +1,223 @@
+"""Exports load with their consumer's own calls, and come back as they were."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from dinowds.errors import ConfigError, OutputError
+from dinowds.model.architecture import SIZES, Architecture, Size
+from dinowds.model.pixels import normalise
+from dinowds.model.weights import Weights, export, export_weights, load_backbone, read_weights, with_mpp
+from dinowds.model.weights.card import model_card, timm_call
+from dinowds.model.weights.weights import shapes_of, shapes_of_backbone
+from tests.model.weights.files import assert_equal, head_state, image_state, original_dino, region_state, save, wrap
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+HALF = (0.5, 0.5, 0.5)
+ABOUT = {"name": "two | <b>cohorts</b>", "samples": 9, "cohorts": {"a\nb": 4, "c": 5}, "metadata": {"level": 0}}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Weights:
+    model = wrap(image_state(), "backbone.") | wrap(head_state(12, use_bn=True), "head.")
+    weights = read_weights(save(tmp_path / "image.pth", original_dino(model, model)))
+    return replace(weights, about=dict(ABOUT))
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> Weights:
+    weights = read_weights(save(tmp_path / "region.pth", {"teacher": region_state()}), pos_interpolation="size")
+    return replace(weights, about=dict(ABOUT))
+
+
+@pytest.fixture
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return
+
+
+def _assert_same(found: Weights, written: Weights) -> None:
+    assert replace(found, path="", backbone={}, head=None) == replace(written, path="", backbone={}, head=None)
+    assert_equal(found.backbone, written.backbone)
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_export_weights__timm_folder(tmp_path: Path, images: Weights) -> None:
+    out = tmp_path / "new" / "hub"
+    done = export_weights(with_mpp(images, 0.5), out, "timm", normalization=(HALF, HALF))
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert [path.name for path in out.parent.iterdir()] == ["hub"]
+    assert done.difference < 1e-5
+    _assert_same(read_weights(out), done.weights)
+    _assert_same(read_weights(out / "model.safetensors"), done.weights)
+    assert read_weights(out).about == ABOUT | {"mpp": 0.5}
+
+    inputs = torch.randint(256, (2, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    expected = load_backbone(images)(normalise(inputs))
+    hub = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    name, arguments = timm_call(images.architecture)
+    file = timm.create_model(name, num_classes=0, checkpoint_path=str(out / "model.safetensors"), **arguments).eval()
+    config = timm.data.resolve_model_data_config(hub)
+    assert (tuple(config["mean"]), tuple(config["std"]), config["crop_pct"]) == (HALF, HALF, 1.0)
+    assert config["input_size"] == (3, 12, 12)
+    for model in (hub, file):
+        found = model(normalise(inputs, torch.float32, HALF, HALF))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert hub(torch.zeros(1, 3, 20, 16)).shape == (1, 12)
+
+
+def test_export_weights__dino_backbone(tmp_path: Path, images: Weights) -> None:
+    done = export_weights(images, tmp_path / "a.pth", "dino")
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert_equal(dict(content), image_state())
+    _assert_same(read_weights(tmp_path / "a.pth"), done.weights)
+    assert done.weights.fingerprint == images.fingerprint
+    assert done.difference < 1e-5
+
+
+def test_export_weights__dino_with_head(tmp_path: Path, images: Weights) -> None:
+    export_weights(images, tmp_path / "a.pth", "dino", with_head=True)
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert list(content) == ["teacher"]
+    assert_equal(content["teacher"], wrap(image_state(), "backbone.") | wrap(head_state(12, use_bn=True), "head."))
+    again = read_weights(tmp_path / "a.pth")
+    _assert_same(again, images)
+    assert_equal(again.head, head_state(12, use_bn=True))
+
+
+def test_export_weights__hipt(tmp_path: Path, regions: Weights) -> None:
+    export_weights(regions, tmp_path / "a.pth", "hipt")
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert_equal(content["teacher"], wrap(region_state(), "backbone."))
+    _assert_same(read_weights(tmp_path / "a.pth"), regions)
+
+
+def test_export_weights__other_features_are_an_error_and_nothing_is_left(
+    tmp_path: Path, images: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "hub"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    config = export.timm_config
+
+    def wrong(weights: Weights) -> dict[str, Any]:
+        content = config(weights)
+        content["pretrained_cfg"]["mean"] = list(HALF)
+        return content
+
+    monkeypatch.setattr(export, "timm_config", wrong)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"image\.pth: a consumer of its export gets other features \(local-dir: "):
+        export_weights(images, out, "timm", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("config.json", "old")]
+
+
+def test_export_weights__what_a_consumer_cannot_load_is_not_written(
+    tmp_path: Path, images: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "timm_call", lambda _: ("vit_of_none", {}))
+    with pytest.raises(
+        OutputError, match=r"a consumer cannot load its export \(RuntimeError: Unknown model \(vit_of_none"
+    ):
+        export_weights(images, tmp_path / "hub", "timm")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.pth"]
+
+
+def test_export_weights__replaces_only_exports(tmp_path: Path, images: Weights, regions: Weights) -> None:
+    out = tmp_path / "hub"
+    out.mkdir()
+    with pytest.raises(OutputError, match="exists; give another place, or --overwrite"):
+        export_weights(images, out, "timm")
+    (out / "config.json").write_text("{}")
+    (out / ".git").mkdir()
+    with pytest.raises(OutputError, match=r"holds \.git, which no export does"):
+        export_weights(images, out, "timm", overwrite=True)
+    with pytest.raises(OutputError, match="is a folder, expected the other"):
+        export_weights(regions, out, "hipt", overwrite=True)
+    with pytest.raises(OutputError, match="is a file, expected the other"):
+        export_weights(images, tmp_path / "image.pth", "timm", overwrite=True)
+
+
+def test_export_weights__what_does_not_fit(tmp_path: Path, images: Weights, regions: Weights) -> None:
+    out = tmp_path / "a"
+    for to in ("timm", "dino"):
+        with pytest.raises(ConfigError, match=f"a model of regions cannot be written for {to}; take one of hipt"):
+            export_weights(regions, out, to)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a model of images cannot be written for hipt; take one of timm, dino"):
+        export_weights(images, out, "hipt")
+    with pytest.raises(ConfigError, match="timm has no place for a head"):
+        export_weights(images, out, "timm", with_head=True)
+    with pytest.raises(ConfigError, match="has no head to write"):
+        export_weights(replace(images, head=None), out, "dino", with_head=True)
+    with pytest.raises(ConfigError, match="a model of regions has no normalisation"):
+        export_weights(regions, out, "hipt", normalization=(HALF, HALF))
+    assert not out.exists()
+
+
+def test_export_weights__a_place_that_cannot_be_written(tmp_path: Path, images: Weights) -> None:
+    with pytest.raises(OutputError, match=r"a: cannot be written \(File exists\)"):
+        export_weights(images, tmp_path / "image.pth" / "a", "timm")
+
+
+def test_with_mpp__must_be_possible_and_the_same(images: Weights) -> None:
+    assert with_mpp(with_mpp(images, 0.5), 0.5).about["mpp"] == 0.5
+    with pytest.raises(ConfigError, match=r"says mpp 0\.5, not 0\.25"):
+        with_mpp(with_mpp(images, 0.5), 0.25)
+    for mpp in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="mpp is"):
+            with_mpp(images, mpp)
+
+
+@pytest.mark.parametrize("size", [*(SIZES["image"].values()), Size(48, 2, 4)])
+@pytest.mark.parametrize("patch_size", [8, 14, 16, 32])
+@pytest.mark.parametrize("grid", [3, 14])
+def test_timm_call__builds_the_same_shapes(size: Size, patch_size: int, grid: int) -> None:
+    architecture = Architecture("image", size._replace(depth=1), 3, patch_size, grid)
+    name, arguments = timm_call(architecture)
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, **arguments)
+    assert shapes_of(model) == shapes_of_backbone(architecture)
+    assert model.blocks[0].attn.num_heads == size.num_heads
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "expected"),
+    [
+        ("vit_tiny", 16, "vit_tiny_patch16_224"),
+        ("vit_small", 16, "vit_small_patch16_224"),
+        ("vit_base", 8, "vit_base_patch8_224"),
+        ("vit_huge", 14, "vit_huge_patch14_224"),
+    ],
+)
+def test_timm_call__standard_models_need_no_shapes(name: str, patch_size: int, expected: str) -> None:
+    """TRIDENT and eva give `timm.create_model` the name and the file alone."""
+    architecture = Architecture("image", SIZES["image"][name], 3, patch_size, 224 // patch_size)
+    assert timm_call(architecture) == (expected, {"dynamic_img_size": True})
+
+
+def test_model_card__says_what_users_need_and_escapes_names(images: Weights) -> None:
+    card = model_card(with_mpp(images, 0.5))
+    assert card.startswith("---\nlibrary_name: timm\n")
+    assert "license:" not in card.split("---")[1]
+    for row in ("| resolution | 0.5 µm per px |", "| images | 9 |", "| cohort a b | 4 |", "| patch | 4 px |"):
+        assert row in card
+    assert "| mean | 0.485, 0.456, 0.406 |" in card
+    assert "<b>" not in card
+    assert "used with\n`dino`: features then differ" in card
+    assert "features then differ" not in model_card(
+        replace(images, architecture=replace(images.architecture, pos_interpolation="timm"))
+    )
