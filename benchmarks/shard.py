@@ -14,7 +14,6 @@ import argparse
 import io
 import os
 import shutil
-import statistics
 import subprocess
 import tarfile
 import tempfile
@@ -28,14 +27,15 @@ from common import append_result, photo_patches
 
 SHARD_BYTES = 32 << 20
 DISTINCT = 8000
-"""Patches that differ; more samples repeat them."""
+"""Patches of 256 px that differ, fewer of larger ones; more samples repeat them."""
 
 
-def write_source(path: Path, count: int) -> None:
+def write_source(path: Path, count: int, side: int) -> None:
+    distinct = max(1, min(count, DISTINCT * 256**2 // side**2))
     with tarfile.open(path, "w") as tar:
-        payloads = photo_patches(min(count, DISTINCT), size=256, seed=0)
+        payloads = photo_patches(distinct, size=side, seed=0)
         for index in range(count):
-            payload = payloads[index % DISTINCT]
+            payload = payloads[index % distinct]
             member = tarfile.TarInfo(f"slide{index // 500:03d}/{index % 500 * 256}_{index // 25 * 256}.jpg")
             member.size = len(payload)
             tar.addfile(member, io.BytesIO(payload))
@@ -105,25 +105,32 @@ def build(workers: int) -> Callable[[Path, Path], None]:
     return run
 
 
+def core_seconds() -> float:
+    """That this process and those that it has waited for have taken."""
+    return sum(os.times()[:4])
+
+
 def measure(
     ways: dict[str, Callable[[Path, Path], None]], source: Path, folder: Path, repeats: int
-) -> dict[str, float]:
-    """Median seconds of each way over `repeats`, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+) -> dict[str, tuple[float, float]]:
+    """Medians over `repeats` of each way's seconds, and of the cores' seconds; one round before is not counted."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name, run in ways.items():
             out = folder / "out"
             os.sync()  # what the way before has left to the disk
-            began = time.perf_counter()
+            began, cores_began = time.perf_counter(), core_seconds()
             run(source, out)
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append((time.perf_counter() - began, core_seconds() - cores_began))
             shutil.rmtree(out)
-    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    medians = {name: np.median(found[1:], axis=0).tolist() for name, found in seconds.items()}
+    return {name: (wall, cores) for name, (wall, cores) in medians.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64_000, help="patches of 256 px")
+    parser.add_argument("--count", type=int, default=64_000, help="patches")
+    parser.add_argument("--side", type=int, default=256, help="of a patch, px")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; the system's temporary folder otherwise")
     parser.add_argument("--json", type=Path, help="append the dated result to this file")
@@ -141,25 +148,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         source = folder / "patches.tar"
-        write_source(source, options.count)
+        write_source(source, options.count, options.side)
         num_bytes = source.stat().st_size
         seconds = measure(ways, source, folder, options.repeats)
-    reference, copied = seconds["tarfile + webdataset.ShardWriter"], seconds["cp"]
-    result: dict[str, Any] = {"samples": options.count, "bytes": num_bytes, "shard_bytes": SHARD_BYTES, "ways": {}}
+    reference, copied = seconds["tarfile + webdataset.ShardWriter"][0], seconds["cp"][0]
+    result: dict[str, Any] = {
+        "samples": options.count,
+        "side": options.side,
+        "bytes": num_bytes,
+        "shard_bytes": SHARD_BYTES,
+        "ways": {},
+    }
     print(f"{options.count:,} samples, {num_bytes / 1e6:,.0f} MB")
-    for name, value in seconds.items():
+    for name, (value, cores) in seconds.items():
         figures = {
             "seconds": round(value, 4),
+            "core_seconds": round(cores, 2),
             "mb_per_second": round(num_bytes / 1e6 / value, 1),
             "samples_per_second": round(options.count / value),
             "times_reference": round(reference / value, 2),
             "times_cp": round(copied / value, 2),
         }
         if "list" in name:
-            figures["times_getmembers"] = round(seconds["tarfile.getmembers"] / value, 1)
+            figures["times_getmembers"] = round(seconds["tarfile.getmembers"][0] / value, 1)
         result["ways"][name] = figures
         print(
-            f"{name:34} {value:7.3f} s {figures['mb_per_second']:8,.0f} MB/s "
+            f"{name:34} {value:7.3f} s {cores:6.2f} core s {figures['mb_per_second']:8,.0f} MB/s "
             f"{figures['samples_per_second']:8,} samples/s {figures['times_reference']:6.2f} × ShardWriter "
             f"{figures['times_cp']:5.2f} × cp"
             + (f" {figures['times_getmembers']:5.1f} × getmembers" if "times_getmembers" in figures else "")

@@ -57,9 +57,10 @@ def export(
 
     [dim]dinowds export --checkpoint runs/patch --out exports/trident --to timm --fold-normalization 0.5 0.5[/dim]
     """
-    normalization = (
-        _channels("MEAN", fold_normalization[0]), _channels("STD", fold_normalization[1])
-    ) if fold_normalization else None  # fmt: skip
+    normalization = fold_normalization and (
+        _channels("MEAN", fold_normalization[0]),
+        _channels("STD", fold_normalization[1]),
+    )
     from dinowds.model.weights import export_weights, read_weights, with_mpp
 
     with interruptible("export again"):
@@ -80,9 +81,10 @@ def _channels(name: str, text: str) -> tuple[float, float, float]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3) or not all(isfinite(n) and (name == "MEAN" or n > 0) for n in numbers):
-        expected = "above 0" if name == "STD" else "of shares of 255"
-        raise typer.BadParameter(f"{name} is {text}, expected one number or three with commas, {expected}")
-    return (numbers[0], numbers[-2] if len(numbers) == 3 else numbers[0], numbers[-1])
+        above = ", above 0" if name == "STD" else ""
+        raise typer.BadParameter(f"{name} is {text}, expected one number or three with commas, shares of 255{above}")
+    red, green, blue = numbers * (3 // len(numbers))
+    return red, green, blue
 
 
 def _print(done: Export, as_json: bool) -> None:

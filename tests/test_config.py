@@ -14,30 +14,127 @@ import yaml
 import dinowds.config
 from dinowds.config import (
     FREE_TO_CHANGE,
+    Kind,
     PatchConfig,
+    RegionConfig,
     default_config_path,
     differences,
     flatten,
+    kind_of,
     load_config,
     to_dict,
     to_yaml,
 )
 from dinowds.errors import ConfigError
+from dinowds.model.architecture import POS_INTERPOLATIONS, SIZES
+
+SHIPPED = sorted(path.stem for path in default_config_path("patch").parent.glob("*.yaml"))
 
 
-def test_patch_yaml__is_complete_and_shows_the_defaults() -> None:
-    content = yaml.safe_load(default_config_path("patch").read_text())
-    assert flatten(content) == flatten(to_dict(PatchConfig()))
+def kind_of_file(name: str) -> Kind:
+    return "region" if "region" in name else "image"
 
 
-@pytest.mark.parametrize("name", ["patch", "demo"])
+@pytest.mark.parametrize(("name", "config"), [("patch", PatchConfig()), ("region", RegionConfig())])
+def test_yaml_of_a_kind__is_complete_and_shows_the_defaults(name: str, config: PatchConfig | RegionConfig) -> None:
+    content = yaml.safe_load(default_config_path(name).read_text())
+    assert flatten(content) == flatten(to_dict(config))
+
+
+def test_shipped_yaml__are_all_there() -> None:
+    sizes = {f"patch_vit_{size}" for size in ("tiny", "base", "large", "huge")}
+    assert {"patch", "region", "demo", *sizes} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_yaml__names_every_key_and_comments_it(name: str) -> None:
-    path = default_config_path(name)
-    assert flatten(yaml.safe_load(path.read_text())).keys() == flatten(to_dict(PatchConfig())).keys()
+    path, kind = default_config_path(name), kind_of_file(name)
+    assert flatten(yaml.safe_load(path.read_text())).keys() == flatten(to_dict(load_config(None, [], kind))).keys()
     for line in path.read_text().splitlines():
         if line.startswith("  ") and not line.rstrip().endswith(":"):
             assert "  # " in line or " # " in line, line
-    assert load_config(path)
+    assert load_config(path, [], kind)
+
+
+@pytest.mark.parametrize("size", ["tiny", "base", "large", "huge"])
+def test_yaml_of_a_size__differs_from_patch_yaml_only_where_it_says_why(size: str) -> None:
+    path = default_config_path(f"patch_vit_{size}")
+    found, defaults = flatten(to_dict(load_config(path))), flatten(to_dict(PatchConfig()))
+    changed = {key for key in found if found[key] != defaults[key]}
+    assert found["student.arch"] == f"vit_{size}"
+    plain = " ".join(default_config_path("patch").read_text().replace("#", " ").split())
+    text = " ".join(path.read_text().replace("#", " ").split())
+    unexplained = {"student.arch", "teacher.warmup_teacher_temp_epochs"}  # said at teacher_temp
+    for key in changed - unexplained:
+        name = key.rsplit(".", 1)[-1]
+        assert text.count(f" {name}: ") == 1
+        comment = text.partition(f" {name}: ")[2][:300]
+        assert not plain.partition(f" {name}: ")[2].startswith(comment[20:])
+        value = found[key]
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:g}"
+        assert f" {shown}: " in comment or f" {shown}, " in comment or f" {shown} of " in comment, key
+
+
+def test_defaults_of_regions__are_the_reference_s() -> None:
+    flat = flatten(to_dict(RegionConfig()))
+    reference = {
+        "train.seed": 0, "train.save_every": 10, "student.arch": "hvit_xs", "student.out_dim": 65536,
+        "student.norm_last_layer": False, "student.drop_path_rate": 0.1, "student.use_bn_in_head": False,
+        "teacher.momentum_teacher": 0.996, "teacher.warmup_teacher_temp": 0.04, "teacher.teacher_temp": 0.04,
+        "teacher.warmup_teacher_temp_epochs": 0, "optim.epochs": 125, "optim.lr": 0.0005, "optim.warmup_epochs": 10,
+        "optim.clip_grad": 3.0, "optim.freeze_last_layer_epochs": 1, "optim.lr_scheduler.min_lr": 1e-6,
+        "optim.lr_scheduler.weight_decay": 0.04, "optim.lr_scheduler.weight_decay_end": 0.4,
+        "crops.global.count": 2, "crops.global.size": 14, "crops.local.count": 8, "crops.local.size": 6,
+        "crops.flip": 0.5, "crops.symmetries": False,
+    }  # fmt: skip
+    assert {key: flat[key] for key in reference} == reference
+
+
+def test_choices__are_those_of_the_models() -> None:
+    for kind, sizes in SIZES.items():
+        for arch in sizes:
+            assert load_config(None, [f"student.arch={arch}"], kind).student.arch == arch
+    for method in POS_INTERPOLATIONS:
+        assert load_config(None, [f"student.pos_interpolation={method}"]).student.pos_interpolation == method
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.patch_size=256", "unknown key 'student.patch_size': a region's cells are as the dataset has them"),
+        ("student.region_size=4096", "unknown key 'student.region_size': a region's cells are as the dataset has them"),
+        ("crops.global_crops_scale=0.875", "here it is 'crops.global.size', in cells"),
+        ("crops.local_crops_scale=0.375", "here it is 'crops.local.size', in cells"),
+        ("crops.local_crops_number=8", "here it is 'crops.local.count'"),
+        ("train.start_from_checkpoint=a.pth", "here it is 'student.init_from'"),
+        ("crops.renderer=cpu", "unknown key 'crops.renderer': cells are moved, not rendered"),
+        ("zzz=1", "see configs/region.yaml"),
+        ("student.arch=vit_small", "student.arch is vit_small, expected one of hvit_xs, hvit_s, hvit_b"),
+        ("student.input_dim=0", "student.input_dim is 0, expected at least 1"),
+        ("student.pos_interpolation=cubic", "student.pos_interpolation is cubic, expected one of timm, size, dino"),
+        ("crops.global.count=0", "crops.global.count is 0, expected at least 1"),
+        ("crops.local.count=-1", "crops.local.count is -1, expected at least 0"),
+        ("crops={global: {count: 1}, local: {count: 0}}", "crops.local.count is 0, expected at least 1"),
+        ("crops.local.size=0", "crops.local.size is 0, expected at least 1"),
+        ("crops.flip=1.5", "crops.flip is 1.5, expected a probability from 0 to 1"),
+        ("optim.epochs=5", "optim.warmup_epochs is 10, expected less than optim.epochs"),
+    ],
+)
+def test_load_config__bad_override_of_regions_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override], "region")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_config__regions_of_a_file_and_overrides(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("student: {arch: hvit_s}\ncrops:\n  global: {size: 10}\n")
+    config = load_config(tmp_path / "mine.yaml", ["student.input_dim=768"], "region")
+    assert (config.student.arch, config.student.input_dim) == ("hvit_s", 768)
+    assert (config.crops.global_.size, config.crops.local.size) == (10, 6)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml", [], "region") == config
+    assert (kind_of(to_dict(config)), kind_of(to_dict(PatchConfig())), kind_of({})) == ("region", "image", "image")
 
 
 def test_defaults__are_the_reference_s() -> None:
@@ -118,6 +215,8 @@ def test_crops__earlier_name_is_told_the_new_one(tmp_path: Path, earlier: str, n
         ("optim.lr", "expected key=value"),
         ("=3", "expected key=value"),
         ("train.batch_size=0", "train.batch_size is 0, expected at least 1"),
+        ("student.input_dim=3", "unknown key 'student.input_dim': a key of regions; images have 3 channels"),
+        ("train.start_from_checkpoint=a.pth", "here it is 'student.init_from'"),
         ("student.arch=resnet", "student.arch is resnet, expected one of vit_tiny, vit_small"),
         ("student.drop_path_rate=1.0", "student.drop_path_rate is 1,"),
         ("optim.max_steps=0", "optim.max_steps is 0, expected at least 1"),
@@ -201,7 +300,16 @@ def test_differences__of_keys_that_decide_what_is_computed() -> None:
     assert differences(saved, PatchConfig()) == []
     assert differences(saved, load_config(None, ["optim.lr=1"])) == ["optim.lr: 0.0005 → 1.0"]
     assert differences(saved, load_config(None, ["train.log_every=3", "optim.max_steps=9"])) == []
-    assert differences({}, PatchConfig())
+
+
+def test_differences__a_key_that_is_younger_than_the_run_had_its_default() -> None:
+    saved = to_dict(PatchConfig())
+    for key in ("pos_interpolation", "init_from"):
+        del saved["student"][key]
+    assert differences(saved, PatchConfig()) == []
+    changed = load_config(None, ["student.pos_interpolation=dino", "student.init_from=a.pth"])
+    assert differences(saved, changed) == ["student.init_from: None → a.pth", "student.pos_interpolation: timm → dino"]
+    assert differences({}, load_config(None, ["optim.lr=1"])) == ["optim.lr: 0.0005 → 1.0"]
 
 
 def test_free_to_change__are_keys() -> None:
@@ -215,12 +323,13 @@ def test_every_field__has_a_string_that_explains_it() -> None:
             for statement, following in itertools.pairwise(node.body):
                 if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
                     documented.add((node.name, ast.unparse(statement.target)))
-    config = PatchConfig()
-    sections = [getattr(config, field.name) for field in dataclasses.fields(PatchConfig)]
-    for section in [*sections, config.optim.lr_scheduler, config.crops.global_, config.crops.local]:
-        for field in dataclasses.fields(section):
-            if not dataclasses.is_dataclass(getattr(section, field.name)):
-                assert (type(section).__name__, field.name) in documented
+    for config in (PatchConfig(), RegionConfig()):
+        sections = [getattr(config, field.name) for field in dataclasses.fields(config)]
+        for section in [*sections, config.optim.lr_scheduler, config.crops.global_, config.crops.local]:
+            names = [of.__name__ for of in type(section).__mro__]
+            for field in dataclasses.fields(section):
+                if not dataclasses.is_dataclass(getattr(section, field.name)):
+                    assert any((name, field.name) in documented for name in names), field.name
 
 
 def test_weights__of_any_cohort_in_files_and_overrides(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Neighbours(NamedTuple):
 
 
 def look_at_neighbours(x: Int64s, y: Int64s) -> Neighbours | None:
-    """Distances between a patch and the next in its row, and in its column. int64 [P] each; None where there are none."""
+    """Distances between a patch and the next one in its row or column; None where there are none. `x`, `y`: [P]."""
     distances = np.concatenate([_distances(x, y), _distances(y, x)])
     if not len(distances):
         return None

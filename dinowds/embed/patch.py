@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dinowds.data.loader import start_fork_server
 from dinowds.embed import folder
 from dinowds.embed.job import Job, PatchOptions
 from dinowds.embed.run import Report, check_budget, embed_shards
@@ -85,6 +86,8 @@ def embed_patches(
     world = World.from_environment()
     with ExitStack() as stack:
         stop = _Stop(stack.enter_context(stop_signals()), out)
+        if options.workers != 0:
+            start_fork_server()  # it imports while the weights are read
         job = Job.open(data, options, world)
         stack.enter_context(folder.own_folder(out, job.question, options.overwrite, world, stop.wait))
         was_finished = folder.is_finished(out)

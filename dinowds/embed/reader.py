@@ -185,7 +185,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _opened(path: Path) -> Any:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; make the features again") from None
     except (OSError, pa.ArrowException) as error:

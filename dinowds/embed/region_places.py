@@ -26,7 +26,7 @@ _COLUMNS = ("slide", "x", "y", "label", "cohort", "width", "height")
 
 @dataclass
 class Patches:
-    """All patches [N], in the order of their source. Takes 24 bytes a patch."""
+    """All patches [N], in the order of their source. Takes 32 bytes a patch, with their order by slides."""
 
     slide_of: Int32s
     """Position in `slides`; -1 where slide, x or y is unknown."""

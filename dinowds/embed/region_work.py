@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dinowds.data.manifest import MANIFEST_NAME, read_manifest
+from dinowds.data.manifest import read_manifest
 from dinowds.embed.folder import Question, differences
 from dinowds.errors import DatasetError, OutputError
 from dinowds.files import lock_file, remove_temporaries, write_atomic
+from dinowds.shard.outputs.local_output import LocalOutput
 
 _QUESTION = "question.json"
 _LOCK = ".lock"
@@ -45,8 +46,11 @@ class Work:
                 f"{self.root}: is the unfinished work of another command ({changed}); give that one again to go on "
                 "with it, or --overwrite to start anew"
             )
-        is_own = found == question and self.is_published(digest)
-        if (self.out / MANIFEST_NAME).exists() and not overwrite and not is_own:
+        there = LocalOutput(self.out).look()
+        if there.foreign:
+            raise OutputError(f"{self.out}: holds {there.foreign!r}, which dinowds did not write; give another --out")
+        is_own = found == question and (self.is_published(digest) or not there.has_manifest)
+        if (there.has_manifest or there.notes is not None) and not overwrite and not is_own:
             raise OutputError(f"{self.out}: already holds a dataset; give another --out, or --overwrite to replace it")
 
     @contextmanager

@@ -29,7 +29,7 @@ from dinowds.shard.sources.scanning import Scanned
 from dinowds.shard.sources.source import Source, check_unchanged
 from dinowds.shard.ustar import END_BYTES
 from dinowds.shard.write.arrange import Images, Int64s, join_listings
-from dinowds.shard.write.finish import finish_manifest, open_index
+from dinowds.shard.write.finish import write_dataset_index
 from dinowds.shard.write.in_place import index_in_place
 from dinowds.shard.write.tarplan import check_members
 from dinowds.shard.write.writer import Job, sample_keys_of
@@ -120,18 +120,16 @@ def _make(
     flat, added = [file.without_images() for file in flat], len(images)
     del scanned  # of millions of images, each column counts
     pa.default_memory_pool().release_unused()
-    first = 0 if before is None else next_shard(before)
-    with open_index(workspace, first, before) as index:
-        shards = _write(output, images, chosen.labels, options, before, first, engine, report, index.take)
-        report(ShardProgress("index", added, added))
+    shards = _write(output, images, chosen.labels, options, before, engine, report)
     del images, chosen
     check_unchanged(sources)
+    report(ShardProgress("index", added, added))
     if before is None:
-        manifest = finish_manifest(workspace, draft, index, flat)
+        manifest = write_dataset_index(workspace, draft, shards, flat)
         write_manifest(workspace.folder, manifest)
         workspace.publish(manifest)
         return manifest
-    manifest = finish_manifest(workspace, join_manifests(before, draft), index, flat, before)
+    manifest = write_dataset_index(workspace, join_manifests(before, draft), shards, flat, before)
     moved = {} if options.in_place else {tar_path(workspace.folder, n).name: url for n, url in shards.items()}
     manifest, notices = replace_index(workspace, before, manifest, moved, remap=added_at_end(added))
     for line in notices:
@@ -145,33 +143,22 @@ def _write(
     labels: Int64s,
     options: ShardOptions,
     before: Manifest | None,
-    first: int,
     engine: Engine,
     report: Report,
-    done: Callable[[int, str], None],
 ) -> dict[int, str]:
-    """Write the shards, or the rows of tars that are shards already: number in the work folder → URL.
-
-    Args:
-        first: the number of the first shard.
-        done: gets each shard's number and URL, in any order, one at a time.
-    """
-    name = dataset_name(output, options) if before is None else before.name
+    """Write the shards, or the rows of tars that are shards already: number in the work folder → URL."""
+    name, first = (dataset_name(output, options), 0) if before is None else (before.name, next_shard(before))
     job = Job(images.files, images.cohorts, options.key_pattern, output, name)
     images = replace(images, table=_with_keys(images, labels, None if before is None else _keys_of(output.root)))
     if options.in_place:
         progress = Progress("write", images, [np.arange(len(images))], report)
         tars = index_in_place(job, images.table, first, options.workers, progress.advance)
-        urls = {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
-        for number, url in urls.items():
-            done(number, url)
-        return urls
+        return {first + position: str(tar.file.resolve()) for position, tar in enumerate(tars)}
     if "extras" in images.table.column_names:
         check_members(sample_keys_of(job, images.table), images.table)
     layout = lay_out(images, labels, options)
-    urls = {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
-    write_missing(job, images, layout, first, options.memory, engine, report, lambda number: done(number, urls[number]))
-    return urls
+    write_missing(job, images, layout, first, options.memory, engine, report)
+    return {number: shard_url(name, number) for number in range(first, first + layout.num_shards)}
 
 
 def _describe(

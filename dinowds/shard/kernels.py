@@ -45,16 +45,7 @@ FOUND = np.dtype([("reason", "i1"), ("ext", "i1"), ("width", "i4"), ("height", "
 LEFT, CHANGED = -1, -2
 """A payload that Python must look at; one that is not all there any more."""
 
-_SHA256_START = (
-    0x6A09E667,
-    0xBB67AE85,
-    0x3C6EF372,
-    0xA54FF53A,
-    0x510E527F,
-    0x9B05688C,
-    0x1F83D9AB,
-    0x5BE0CD19,
-)
+_SHA256_START = bytes.fromhex("6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19")
 _MAX_READ = 1 << 30
 _RUN_MEMBERS, _RUN_BYTES = 4096, 64 << 20
 _NAME_ROOM = 4096
@@ -314,7 +305,7 @@ class Sha256s:
         self._library = _library() if count == 2 else None
         if self._library is not None and not self._library.dinowds_has_sha256():
             self._library = None
-        self._words = np.array([_SHA256_START] * count, np.uint32)
+        self._words = np.frombuffer(_SHA256_START * count, ">u4").astype(np.uint32).reshape(count, 8)
         self._sizes = [0] * count
 
     def update(self, parts: Sequence[npt.NDArray[np.uint8]]) -> None:

@@ -157,4 +157,4 @@ def _channels(dataset: Dataset, cache: CacheOptions) -> int:
             return int(decode_grid(store.read(sample)).shape[-1])
         except SampleError as error:
             why = f"{sample.key}: {error}"
-    raise DatasetError(f"{shown(dataset.url)}: none of its first {_LOOKED_AT} regions can be read; {why}")
+    raise DatasetError(f"{shown(dataset.url)}: none of its first regions can be read; {why}")

@@ -24,11 +24,31 @@ def test_help__imports_nothing_heavy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("command", [[], ["shard"], ["inspect"], ["train"], ["train", "patch"], ["demo"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["shard"], ["inspect"], ["train"], ["train", "patch"], ["train", "region"], ["demo"], ["doctor"]]
+)
 def test_help__of_every_command(command: list[str]) -> None:
     result = run_dinowds(*command, "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["region"], "holds image samples, 'dinowds train region' needs regions; give another --data, or use"),
+        (["region", "student.patch_size=16"], "unknown key 'student.patch_size': a region's cells are as the dataset"),
+        (["patch", "student.input_dim=384"], "unknown key 'student.input_dim': a key of regions"),
+    ],
+)
+def test_train__command_and_data_of_two_kinds(
+    dataset_path: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    kind, *overrides = arguments
+    result = run_dinowds("train", kind, "--data", dataset_path, "--out", tmp_path / "run", *overrides)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_train__on_a_terminal_s_pipe_writes_plain_lines(dataset_path: Path, tmp_path: Path) -> None:

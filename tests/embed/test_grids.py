@@ -78,8 +78,8 @@ def test_cut_regions__is_what_a_dense_grid_says(seed: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 64, 223.7, 256, 1024.0004])
 def test_step__is_found_from_rounded_positions(step: float) -> None:
-    rng = np.random.default_rng(0)
-    row, column = (axis[rng.random(60 * 80) < 0.7] for axis in _lattice(60, 80))
+    exists = np.random.default_rng(0).random(60 * 80) < 0.7
+    row, column = (axis[exists] for axis in _lattice(60, 80))
     x, y = np.floor(17.3 + column * step).astype(np.int64), np.floor(-1000.9 + row * step).astype(np.int64)
     neighbours = look_at_neighbours(x, y)
     assert neighbours is not None
@@ -125,5 +125,5 @@ def test_place__of_the_largest_numbers() -> None:
 
 @pytest.mark.parametrize("arguments", [(4, 0), (4, 5), (4, 4, -0.1), (4, 4, 1.1)])
 def test_shape__refuses(arguments: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="--stride|--min-filled"):
+    with pytest.raises(ConfigError, match=r"--stride|--min-filled"):
         Shape(*arguments)  # type: ignore[arg-type]

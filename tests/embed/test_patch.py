@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
-import pandas
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -182,7 +182,7 @@ def test_embed__folder_is_read_as_a_whole(embed: Embed, out: Path) -> None:
     embed()
     whole = pyarrow.dataset.dataset(out, format="parquet", exclude_invalid_files=True).to_table()
     assert whole == read(out)
-    frame = pandas.read_parquet(sorted(out.glob("*.parquet")))
+    frame = pytest.importorskip("pandas").read_parquet(sorted(out.glob("*.parquet")))
     assert frame.key.tolist() == whole["key"].to_pylist()
 
 
@@ -425,3 +425,11 @@ def test_embed__output_below_a_file(embed: Embed, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DinowdsError, match="cannot be written"):
         embed(out=tmp_path / "file" / "features")
+
+
+def test_embed__remote_dataset_gives_the_same_bytes(embed: Embed, coded_path: Path, tmp_path: Path) -> None:
+    url = "memory://test-embed/dataset"
+    fsspec.filesystem("memory").put(str(coded_path), url, recursive=True)
+    embed(url, tmp_path / "remote")
+    embed(coded_path, tmp_path / "local")
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")

@@ -59,5 +59,5 @@ def test_initialise__follows_dino() -> None:
 
 def test_build_backbone__drop_path_is_linear_over_depth() -> None:
     vit = build_backbone(Architecture("image", Size(192, 5, 3), 3, 16, 2), 0.2)
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks]  # type: ignore[union-attr]
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])

@@ -114,7 +114,7 @@ def test_build__without_shuffle_samples_stay_in_the_order_of_their_sources(tmp_p
     rows = pq.read_table(out / "samples.parquet", columns=["source", "source_name", "shard"]).to_pylist()
     assert [(row["source"], row["source_name"]) for row in rows] == names
     assert [row["shard"] for row in rows] == [index // 7 for index in range(33)]
-    build_partly(sources, tmp_path / "partly", NAMED, 14)
+    build_partly(sources, tmp_path / "partly", NAMED, 21)
     with pytest.raises(OutputError, match="--no-shuffle was False, now True"):
         build_dataset(sources, tmp_path / "partly", options)
 
@@ -192,12 +192,12 @@ def test_build__stopped_and_called_again_keeps_finished_shards(tmp_path: Path, m
     sources = [make_tar(tmp_path / "a.tar", 30)]
     build_dataset(sources, tmp_path / "whole", NAMED)
     out = tmp_path / "out"
-    build_partly(sources, out, NAMED, 14)
+    build_partly(sources, out, NAMED, 21)
     first = out / ".unfinished" / "shard-000000.tar"
     before = first.stat()
     (out / ".unfinished" / ".shard-000001.tar.1.tmp").write_bytes(b"left by a killed run")
     seen: list[ShardProgress] = []
-    build_partly(sources, out, replace(NAMED, workers=2), 21)
+    build_partly(sources, out, replace(NAMED, workers=2), 28)
     assert first.stat().st_ino == before.st_ino
     build_dataset(sources, out, NAMED, seen.append)
     writes = [progress.samples for progress in seen if progress.phase == "write"]
@@ -220,7 +220,7 @@ def test_build__damaged_finished_shard_is_written_again(tmp_path: Path, make_tar
 def test_build__another_command_on_an_unfinished_dataset_is_refused(tmp_path: Path, make_tar: MakeTar) -> None:
     sources = [make_tar(tmp_path / "a.tar", 30)]
     out = tmp_path / "out"
-    build_partly(sources, out, NAMED, 14)
+    build_partly(sources, out, NAMED, 21)
     with pytest.raises(OutputError, match=r"--seed was 0, now 1.*--overwrite"):
         build_dataset(sources, out, replace(NAMED, seed=1))
     with pytest.raises(OutputError, match="other sources"):
@@ -238,7 +238,7 @@ def test_build__folder_changed_since_an_unfinished_run_is_refused(
     folder.mkdir()
     for index in range(20):
         (folder / f"{index}.jpg").write_bytes(make_image(index))
-    build_partly([folder], tmp_path / "out", NAMED, 14)
+    build_partly([folder], tmp_path / "out", NAMED, 20)
     (folder / "new.jpg").write_bytes(make_image(99))
     with pytest.raises(OutputError, match=r"folder has changed since that was begun; give --overwrite"):
         build_dataset([folder], tmp_path / "out", NAMED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import logging
 import os
 import tarfile
@@ -20,7 +21,7 @@ import pytest
 import xxhash
 
 from dinowds.shard import kernels
-from dinowds.shard.kernels import PIECE, GatherError, gather, hash_strings, statistics, tar_headers
+from dinowds.shard.kernels import PIECE, GatherError, Sha256s, gather, hash_strings, statistics, tar_headers
 from dinowds.shard.ustar import tar_header
 
 LENGTHS = [*range(300), 1023, 1024, 1025, 1087, 1088, 1089, 2048, 2049, 4999, *np.arange(5) * 1024 + (1 << 18) - 1023]
@@ -166,6 +167,36 @@ def test_hash_strings__equal_for_equal_strings_alone(kind: Any) -> None:
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.03
 
 
+@pytest.fixture(params=["c", "c without SHA instructions", "python"])
+def any_sha256(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each of the ways to compute it."""
+    if request.param == "python":
+        monkeypatch.setattr(kernels, "_library", lambda: None)
+    elif request.param != "c":
+        monkeypatch.setattr(kernels._library(), "dinowds_has_sha256", lambda: 0)
+
+
+@pytest.mark.usefixtures("any_sha256")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_sha256s__equal_hashlib_however_the_messages_grow(count: int) -> None:
+    random = np.random.default_rng(count)
+    for _ in range(50):
+        sha256s, messages = Sha256s(count), [bytearray() for _ in range(count)]
+        for _ in range(random.integers(0, 5)):
+            parts = [random.integers(0, 256, 64 * size, np.uint8) for size in random.integers(0, 40, count)]
+            sha256s.update(parts)
+            for message, part in zip(messages, parts, strict=True):
+                message += part.tobytes()
+        assert sha256s.hexdigests() == [hashlib.sha256(message).hexdigest() for message in messages]
+
+
+def test_sha256s__two_at_once_where_the_processor_can() -> None:
+    sha256s = Sha256s(2)
+    assert (sha256s._library is not None) == bool(kernels._library().dinowds_has_sha256())
+    assert Sha256s(1)._library is None
+
+
+@pytest.mark.usefixtures("either")
 def test_tar_headers__as_one_by_one() -> None:
     random = np.random.default_rng(0)
     names = [b"", b"a.jpg", b"x" * 99, b"y" * 100, *(b"k" * int(random.integers(1, 101)) for _ in range(50))]

@@ -43,7 +43,7 @@ def test_build_optimizer__decays_all_but_one_dimensional_tensors() -> None:
 def test_build_optimizer__leaves_fixed_norms_out() -> None:
     student, _ = build_pair(SHAPE, PatchStudentConfig(out_dim=32, norm_last_layer=True))
     held = {id(p) for group in build_optimizer(student).param_groups for p in group["params"]}
-    assert id(student.head.last_layer.weight_g) not in held  # type: ignore[union-attr]
+    assert id(student.head.last_layer.weight_g) not in held
 
 
 def test_update_teacher__is_the_moving_average() -> None:

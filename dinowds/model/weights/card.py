@@ -76,11 +76,9 @@ def how_to_load(weights: Weights, to: str, path: str, with_head: bool) -> list[s
         ]
     if to == "hipt":
         return [f'get_vit4k(pretrained_weights="{path}")']
-    key = '"teacher"' if with_head else "None"
-    return [
-        f'model.load_state_dict(torch.load("{path}", weights_only=True){"[...]" if with_head else ""})',
-        f'utils.load_pretrained_weights(model, "{path}", {key}, "vit_small", {weights.architecture.patch_size})',
-    ]
+    if with_head:
+        return [f'utils.load_pretrained_weights(model, "{path}", "teacher", None, None)']
+    return [f'model.load_state_dict(torch.load("{path}", weights_only=True))']
 
 
 def model_card(weights: Weights) -> str:
@@ -144,13 +142,22 @@ def _model_rows(weights: Weights) -> list[tuple[str, object]]:
 
 
 def _data_rows(about: dict[str, Any]) -> list[tuple[str, object]]:
-    cohorts = about.get("cohorts")
+    said = _dict_in(_dict_in(about, "metadata"), "cohorts")  # by tilers: mpp, tile_size
+    cohorts = [
+        (f"cohort {name}", "; ".join([f"{count} images", *(f"{k} {v}" for k, v in _dict_in(said, name).items())]))
+        for name, count in _dict_in(about, "cohorts").items()
+    ]
     return [
         ("dataset", about.get("name", "not recorded")),
         ("images", about.get("samples", "not recorded")),
-        ("resolution", f"{about['mpp']} µm per px" if "mpp" in about else "not recorded"),
-        *((f"cohort {name}", count) for name, count in (cohorts.items() if isinstance(cohorts, dict) else ())),
+        ("resolution", f"{about['mpp']} µm per px" if "mpp" in about else "as its cohorts say, or not recorded"),
+        *cohorts,
     ]
+
+
+def _dict_in(content: dict[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _note_on_positions(architecture: Architecture, side: int) -> str:

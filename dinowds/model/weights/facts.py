@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -31,6 +32,10 @@ def read_notes(path: str, notes: dict[str, Any]) -> Facts:
     Raises:
         CheckpointError: a value cannot be.
     """
+    try:
+        notes = json.loads(json.dumps(notes))
+    except (TypeError, ValueError, RecursionError):
+        raise CheckpointError(f"{path}: what it says of itself is more than JSON values") from None
     said, about = notes.get("architecture"), notes.get("dataset", {})
     if not isinstance(said, dict) or not isinstance(about, dict):
         raise CheckpointError(f"{path}: what it says of its architecture or dataset is not an object")

@@ -135,9 +135,9 @@ def _find_facts(path: str, content: Content, config: TimmConfig | None, tensors:
         return Facts("timm", config.num_heads, mean=config.mean, std=config.std)
     if "format_version" not in values:
         return Facts(_guess_family(content, tensors))
-    if values["format_version"] != _FORMAT_VERSION:
-        found = str(values["format_version"])[:80]
-        raise CheckpointError(f"{path}: format_version is {found}, this dinowds reads {_FORMAT_VERSION}")
+    version = values["format_version"]
+    if type(version) is not int or version != _FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version is {str(version)[:80]}, this dinowds reads {_FORMAT_VERSION}")
     about = values.get("about")
     return read_notes(path, about) if isinstance(about, dict) else Facts("dinowds", _heads_in_config(path, values))
 
@@ -156,5 +156,5 @@ def _heads_in_config(path: str, values: dict[str, Any]) -> int:
     try:
         student = values["config"]["student"]
         return size_of("image", student["arch"], student.get("embed_dim"), student.get("depth")).num_heads
-    except (KeyError, TypeError, ConfigError):
+    except (AttributeError, KeyError, TypeError, ConfigError):
         raise CheckpointError(f"{path}: its config does not say which student it has") from None

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 
-import pyarrow.compute as pc
-
 from dinowds.shard.sources.scanning import Stopped
 from dinowds.shard.write.reader import Reader, allow_open_files
 from dinowds.shard.write.writer import Job, ShardTask, Unfinished, write_together
@@ -18,6 +16,9 @@ MakeTask = Callable[[], ShardTask]
 
 Report = Callable[[int, int], None]
 """(samples, bytes) read since the last call; called in several threads."""
+
+_FEW_ROWS = 1 << 16
+"""Of a shard that is written beside another: of more, the rows of both take much memory, and hashing little time."""
 
 
 def write_shards(
@@ -59,7 +60,7 @@ class _Run:
         self._report = report
         self._done = done
         self._most_open = most_open
-        self._lock, self._done_lock = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self.is_stopped = False
 
     def work(self) -> None:
@@ -67,8 +68,11 @@ class _Run:
         with closing(Reader(self._job.files, self._most_open)) as reader, ThreadPoolExecutor(1) as finisher:
             unfinished: list[Future[None]] = []
             count = self._check if self._job.output.is_remote else self._count
-            while makers := self._next():
-                shards = write_together(self._job, [make() for make in makers], reader, count)
+            while (make := self._next()) is not None:
+                tasks = [make()]
+                if len(tasks[0].rows) <= _FEW_ROWS and (make := self._next(left=self._workers)) is not None:
+                    tasks.append(make())
+                shards = write_together(self._job, tasks, reader, count)
                 try:
                     _wait_for(unfinished)
                 except BaseException as error:
@@ -80,17 +84,15 @@ class _Run:
 
     def _finish(self, shard: Unfinished) -> None:
         shard.finish()
-        task = shard.task
         if self._job.output.is_remote:
-            self._count(len(task.rows), pc.sum(task.rows["size"]).as_py())
-        with self._done_lock:
-            self._done(task.index)
-
-    def _next(self) -> list[MakeTask]:
-        """The next two shards, or one: at the end all threads get their share."""
+            self._count(shard.num_samples, shard.num_bytes)
         with self._lock:
-            count = 0 if self.is_stopped else min(2, -(-len(self._tasks) // self._workers))
-            return [self._tasks.popleft() for _ in range(count)]
+            self._done(shard.index)
+
+    def _next(self, left: int = 1) -> MakeTask | None:
+        """The next shard, while at least so many are left."""
+        with self._lock:
+            return None if self.is_stopped or len(self._tasks) < left else self._tasks.popleft()
 
     def _check(self, samples: int, num_bytes: int) -> None:  # noqa: ARG002 - they count once they are uploaded
         if self.is_stopped:

@@ -27,7 +27,7 @@ from dinowds.shard.write.reader import Reader
 from dinowds.shard.write.tarplan import TarPlan, cut_tar, fill, plan_tar
 
 _STEP = 4 << 20
-"""Bytes of a tar that are put together at once: they stay in the processor's cache until they are written."""
+"""Bytes of a tar that are put together at once: they stay in the processor's last cache until they are written."""
 
 _WRITE = 256 << 10
 """Bytes that are written at once. Larger writes get larger pages of the cache, which take new memory where there are
@@ -83,7 +83,9 @@ class Unfinished:
     """
 
     def __init__(self, job: Job, task: ShardTask, done: DoneShard | None = None, file: ExitStack | None = None) -> None:
-        self.task = task
+        self.index, self.num_samples = task.index, len(task.rows)
+        self.num_bytes: int = pc.sum(task.rows["size"]).as_py()
+        """Of its images."""
         self._job, self._done, self._file = job, done, file
 
     def finish(self) -> None:
@@ -91,8 +93,8 @@ class Unfinished:
         with output_errors(self._job.output.root):
             if self._file is not None and self._done is not None:
                 self._file.close()
-                write_rows(rows_path(self._job.folder, self.task.index), self._done)
-            self._job.output.take_shard(self.task.index, shard_url(self._job.name, self.task.index))
+                write_rows(rows_path(self._job.folder, self.index), self._done)
+            self._job.output.take_shard(self.index, shard_url(self._job.name, self.index))
 
     def abandon(self, reason: BaseException) -> None:
         """Leave nothing of it."""
@@ -124,9 +126,10 @@ def write_together(
         SourceError: a source changed or cannot be read.
         OutputError: a shard cannot be written.
     """
-    unfinished = [Unfinished(job, task) for task in tasks if _is_written(job, task)]
+    written = {task.index for task in tasks if _is_written(job, task)}
+    unfinished = [Unfinished(job, task) for task in tasks if task.index in written]
     with output_errors(job.output.root), ExitStack() as stack:
-        missing = [task for task in tasks if not _is_written(job, task)]
+        missing = [task for task in tasks if task.index not in written]
         drafts = [_draft(job, task, stack.enter_context(ExitStack())) for task in missing]
         sha256s = _write_tars(drafts, reader, report)
         done = [_done(job, draft, sha256) for draft, sha256 in zip(drafts, sha256s, strict=True)]

@@ -45,14 +45,7 @@ def lay_out(images: Images, labels: Int64s, options: ShardOptions) -> Layout:
 
 
 def write_missing(
-    job: Job,
-    images: Images,
-    layout: Layout,
-    first: int,
-    memory: int | None,
-    engine: Engine,
-    report: Report,
-    done: Callable[[int], None],
+    job: Job, images: Images, layout: Layout, first: int, memory: int | None, engine: Engine, report: Report
 ) -> None:
     """Write the shards that an earlier run has not written, or not uploaded.
 
@@ -60,30 +53,21 @@ def write_missing(
         images: with the columns of `writer.ShardTask.rows`.
         first: the number of the first shard.
         memory: see `options.ShardOptions`.
-        done: gets the number of each shard that is done, those of an earlier run too; one at a time.
     """
     shards = range(first, first + layout.num_shards)
     sizes = {number: before.num_bytes for number in shards if (before := read_rows(job.folder, number)) is not None}
     present = job.output.present(sizes, partial(shard_url, job.name))
-    for number in sorted(present):
-        done(number)
     parts = {number: layout.part(number - first) for number in shards if number not in present}
     if not parts:
         return
-    empty_bucket: Callable[[int], None] = _nothing
+    done: Callable[[int], None] = _nothing
     if is_larger_than(images, memory):
         assert memory is not None
-        missing = [number - first for number in parts]
-        images, empty_bucket = _deal(job, images, layout, missing, memory // 2, report)
+        images, done = _deal(job, images, layout, [number - first for number in parts], memory // 2, report)
         job = replace(job, files=images.files)
-
-    def take(number: int) -> None:
-        empty_bucket(number - first)
-        done(number)
-
     tasks = [partial(_task, images.table, number, part) for number, part in parts.items()]
     progress = Progress("write", images, list(parts.values()), report)
-    engine.write(job, tasks, progress.advance, take)
+    engine.write(job, tasks, progress.advance, lambda number: done(number - first))
 
 
 def _task(table: Any, number: int, part: Int64s) -> ShardTask:

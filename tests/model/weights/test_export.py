@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,20 @@ from dinowds.errors import ConfigError, OutputError
 from dinowds.model.architecture import SIZES, Architecture, Size
 from dinowds.model.pixels import normalise
 from dinowds.model.weights import Weights, export, export_weights, load_backbone, read_weights, with_mpp
-from dinowds.model.weights.card import model_card, timm_call
+from dinowds.model.weights.card import model_card, timm_call, timm_config
+from dinowds.model.weights.export import To
 from dinowds.model.weights.weights import shapes_of, shapes_of_backbone
 from tests.model.weights.files import assert_equal, head_state, image_state, original_dino, region_state, save, wrap
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
 HALF = (0.5, 0.5, 0.5)
-ABOUT = {"name": "two | <b>cohorts</b>", "samples": 9, "cohorts": {"a\nb": 4, "c": 5}, "metadata": {"level": 0}}
+ABOUT = {
+    "name": "two | <b>cohorts</b>",
+    "samples": 9,
+    "cohorts": {"a\nb": 4, "c": 5},
+    "metadata": {"cohorts": {"c": {"mpp": 0.25, "tile_size": 256}}},
+}
 
 
 @pytest.fixture
@@ -40,13 +45,12 @@ def regions(tmp_path: Path) -> Weights:
 
 
 @pytest.fixture
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("asked the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return
 
 
 def _assert_same(found: Weights, written: Weights) -> None:
@@ -72,7 +76,7 @@ def test_export_weights__timm_folder(tmp_path: Path, images: Weights) -> None:
     file = timm.create_model(name, num_classes=0, checkpoint_path=str(out / "model.safetensors"), **arguments).eval()
     config = timm.data.resolve_model_data_config(hub)
     assert (tuple(config["mean"]), tuple(config["std"]), config["crop_pct"]) == (HALF, HALF, 1.0)
-    assert config["input_size"] == (3, 12, 12)
+    assert tuple(config["input_size"]) == (3, 12, 12)
     for model in (hub, file):
         found = model(normalise(inputs, torch.float32, HALF, HALF))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -111,10 +115,9 @@ def test_export_weights__other_features_are_an_error_and_nothing_is_left(
     out = tmp_path / "hub"
     out.mkdir()
     (out / "config.json").write_text("old")
-    config = export.timm_config
 
     def wrong(weights: Weights) -> dict[str, Any]:
-        content = config(weights)
+        content = timm_config(weights)
         content["pretrained_cfg"]["mean"] = list(HALF)
         return content
 
@@ -154,9 +157,10 @@ def test_export_weights__replaces_only_exports(tmp_path: Path, images: Weights, 
 
 def test_export_weights__what_does_not_fit(tmp_path: Path, images: Weights, regions: Weights) -> None:
     out = tmp_path / "a"
+    to: To
     for to in ("timm", "dino"):
         with pytest.raises(ConfigError, match=f"a model of regions cannot be written for {to}; take one of hipt"):
-            export_weights(regions, out, to)  # type: ignore[arg-type]
+            export_weights(regions, out, to)
     with pytest.raises(ConfigError, match="a model of images cannot be written for hipt; take one of timm, dino"):
         export_weights(images, out, "hipt")
     with pytest.raises(ConfigError, match="timm has no place for a head"):
@@ -213,7 +217,13 @@ def test_model_card__says_what_users_need_and_escapes_names(images: Weights) -> 
     card = model_card(with_mpp(images, 0.5))
     assert card.startswith("---\nlibrary_name: timm\n")
     assert "license:" not in card.split("---")[1]
-    for row in ("| resolution | 0.5 µm per px |", "| images | 9 |", "| cohort a b | 4 |", "| patch | 4 px |"):
+    for row in (
+        "| resolution | 0.5 µm per px |",
+        "| images | 9 |",
+        "| cohort a b | 4 images |",
+        "| cohort c | 5 images; mpp 0.25; tile&#95;size 256 |",
+        "| patch | 4 px |",
+    ):
         assert row in card
     assert "| mean | 0.485, 0.456, 0.406 |" in card
     assert "<b>" not in card

@@ -255,6 +255,24 @@ def test_read_weights__std_that_cannot_be(tmp_path: Path, value: Any) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"about": _about(dataset={"name": torch.zeros(3)})},
+        {"about": _about(dataset=[1])},
+        {"about": {}},
+        {"format_version": torch.zeros(3)},
+        {"config": 7},
+        {"config": {"student": {"arch": ["vit_tiny"]}}},
+    ],
+)
+def test_read_weights__run_that_says_what_cannot_be(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = save(tmp_path / "a.pt", _dinowds(image_state(), image_state()) | change)
+    with pytest.raises(CheckpointError, match=r"a\.pt: (what it says|format_version|its config)"):
+        read_weights(path)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_read_weights__later_format_is_refused(tmp_path: Path) -> None:
     content = _dinowds(image_state(), image_state(), about=_about()) | {"format_version": 2}
     with pytest.raises(CheckpointError, match="format_version is 2, this dinowds reads 1"):

@@ -67,6 +67,15 @@ def test_load_region__of_views_and_parameters(tmp_path: Path) -> None:
         np.testing.assert_array_equal(load_region(path).reshape(expected.shape), expected)
 
 
+def test_missing_cells__are_nan(tmp_path: Path) -> None:
+    tensor = _tensor(0, 16, 3)
+    tensor[5] = torch.nan
+    torch.save(tensor, tmp_path / "a.pt")
+    region = load_region(tmp_path / "a.pt")
+    assert np.argwhere(np.isnan(region).all(axis=2)).tolist() == [[1, 1]]
+    assert describe_region(region_payload(region)) == ImageInfo("npy", 4, 4)
+
+
 class _Calls:
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('ran')",)
@@ -99,6 +108,7 @@ def _save(value: Any) -> bytes:
         (_save(torch.zeros(1, 4, 4, 3)), NOT_A_SQUARE),
         (_save(torch.zeros(1, 1).expand(1 << 40, 1 << 20)), NOT_A_SQUARE),
         (_save(torch.full((16, 3), torch.nan)), NOT_FINITE),
+        (_save(torch.tensor([[1.0, torch.nan]] + [[1.0, 2.0]] * 3)), NOT_FINITE),
         (_save(torch.full((16, 3), torch.inf, dtype=torch.float16)), NOT_FINITE),
         (_save(torch.full((16, 3), 65520.0)), OVERFLOW),
         (_save(torch.full((16, 3), -1e300, dtype=torch.float64)), OVERFLOW),
@@ -140,6 +150,8 @@ def _npy(array: Any) -> bytes:
         (_npy(np.zeros((0, 0, 3), np.float16)), DAMAGED),
         (_npy(np.asfortranarray(np.zeros((4, 4, 3), np.float16))), DAMAGED),
         (_npy(np.full((4, 4, 3), np.nan, np.float16)), DAMAGED),
+        (_npy(np.where(np.arange(48).reshape(4, 4, 3) == 7, np.nan, 1).astype(np.float16)), DAMAGED),
+        (_npy(np.where(np.arange(48).reshape(4, 4, 3) == 7, np.inf, 1).astype(np.float16)), DAMAGED),
         (_npy(np.zeros((4, 4, 3), np.float16)) + b"\0", DAMAGED),
         (_npy(np.zeros((4, 4, 3), np.float16))[:-1], CUT_SHORT),
         (_npy(np.array({0: "a"}, object)), DAMAGED),
