@@ -24,18 +24,35 @@ from typing import Any
 
 import numpy as np
 from common import append_result, photo_patches
+from PIL import Image
 
 SHARD_BYTES = 32 << 20
+PATCH = 256
+"""px."""
 DISTINCT = 8000
-"""Patches of 256 px that differ, fewer of larger ones; more samples repeat them."""
+"""Patches that differ; more samples repeat them."""
 
 
-def write_source(path: Path, count: int, side: int) -> None:
-    distinct = max(1, min(count, DISTINCT * 256**2 // side**2))
+def images(count: int, across: int) -> list[bytes]:
+    """JPEGs of `across` × `across` patches, which all differ."""
+    patches = photo_patches(count * across**2, size=PATCH, seed=0)
+    if across == 1:
+        return patches
+    found = []
+    for start in range(0, len(patches), across**2):
+        image, file = Image.new("RGB", (across * PATCH, across * PATCH)), io.BytesIO()
+        for place, patch in enumerate(patches[start : start + across**2]):
+            image.paste(Image.open(io.BytesIO(patch)), (place % across * PATCH, place // across * PATCH))
+        image.save(file, "JPEG", quality=85)
+        found.append(file.getvalue())
+    return found
+
+
+def write_source(path: Path, count: int, across: int) -> None:
+    payloads = images(min(count, DISTINCT // across**2), across)
     with tarfile.open(path, "w") as tar:
-        payloads = photo_patches(distinct, size=side, seed=0)
         for index in range(count):
-            payload = payloads[index % distinct]
+            payload = payloads[index % len(payloads)]
             member = tarfile.TarInfo(f"slide{index // 500:03d}/{index % 500 * 256}_{index // 25 * 256}.jpg")
             member.size = len(payload)
             tar.addfile(member, io.BytesIO(payload))
@@ -129,8 +146,8 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64_000, help="patches")
-    parser.add_argument("--side", type=int, default=256, help="of a patch, px")
+    parser.add_argument("--count", type=int, default=64_000, help="images")
+    parser.add_argument("--across", type=int, default=1, help="patches of 256 px on each side of an image")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; the system's temporary folder otherwise")
     parser.add_argument("--json", type=Path, help="append the dated result to this file")
@@ -148,13 +165,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         source = folder / "patches.tar"
-        write_source(source, options.count, options.side)
+        write_source(source, options.count, options.across)
         num_bytes = source.stat().st_size
         seconds = measure(ways, source, folder, options.repeats)
     reference, copied = seconds["tarfile + webdataset.ShardWriter"][0], seconds["cp"][0]
     result: dict[str, Any] = {
         "samples": options.count,
-        "side": options.side,
+        "across": options.across,
         "bytes": num_bytes,
         "shard_bytes": SHARD_BYTES,
         "ways": {},

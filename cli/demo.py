@@ -22,15 +22,16 @@ def demo(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Over configs/demo.yaml and configs/demo_region.yaml, such as optim.epochs=2."
+            metavar="[KEY=VALUE]...",
+            help="Over configs/demo.yaml and configs/demo_region.yaml, such as optim.epochs=2.",
         ),
     ] = None,
 ) -> None:
     """Cut photographs into cohort tars, shard them, pretrain a small ViT, make regions of its features, pretrain a
     hierarchical ViT on these, and compare the features of all.
 
-    Sixteen photographs that ship with scikit-image, as grey patches of equal mean and contrast; the label of a patch or a
-    region is its photograph, and the test's come from the other side of it.
+    Sixteen photographs that ship with scikit-image, as grey patches of equal mean and contrast; the label of a patch or
+    a region is its photograph, and the test's come from the other side of it.
     """
     from rich.console import Console
 

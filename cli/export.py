@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import interruptible, print_json
+from .shared import interruptible, print_json, print_notice
 from .tables import make_table
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def export(
         _channels("MEAN", fold_normalization[0]),
         _channels("STD", fold_normalization[1]),
     )
-    from dinowds.model.weights import export_weights, read_weights, with_mpp
-
     with interruptible("export again"):
+        from dinowds.model.weights import export_weights, read_weights, with_mpp
+
         weights = read_weights(checkpoint, "student" if student else "teacher", pos_interpolation=pos_interpolation)
         if mpp is not None:
             weights = with_mpp(weights, mpp)
@@ -110,6 +110,7 @@ def _print(done: Export, as_json: bool) -> None:
                 "fingerprint": weights.fingerprint,
                 "difference": done.difference,
                 "load": done.calls,
+                "note": done.note,
             }
         )
         return
@@ -126,3 +127,5 @@ def _print(done: Export, as_json: bool) -> None:
     console = Console()
     console.print(make_table(done.path, ("", ""), rows))
     console.print("Load it with:", *(f"  {call}" for call in done.calls), sep="\n", markup=False, soft_wrap=True)
+    if done.note:
+        print_notice(f"mind: {done.note}")

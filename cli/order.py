@@ -137,9 +137,8 @@ def _open(dataset: str, config: Path | None, overrides: list[str]) -> tuple[Data
     from dinowds.data.dataset import Dataset
     from dinowds.data.order.make import make_plan, order_of
 
-    loaded = load_config(config, overrides)
     opened = Dataset.open(dataset)
-    return opened, make_plan(opened, order_of(loaded))
+    return opened, make_plan(opened, order_of(load_config(config, overrides, opened.manifest.kind)))
 
 
 def _ranks(plan: Plan, world: int | None) -> list[int] | None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinowds.demo import (
+from dinowds.demo.photos import (
+    CELL_SIZE,
     COHORTS,
     PATCH_SIZE,
     TEST_PATCHES,
@@ -19,6 +20,7 @@ from dinowds.demo import (
     photo_names,
     standardise,
     write_cohorts,
+    write_lattices,
 )
 from tests.support import run_dinowds
 
@@ -55,6 +57,18 @@ def test_write_cohorts__same_bytes_each_time(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_write_lattices__fill_both_sides_of_each_photograph(tmp_path: Path) -> None:
+    for train_path, test_path in zip(
+        write_lattices(tmp_path / "train", "train"), write_lattices(tmp_path / "test", "test"), strict=True
+    ):
+        seen, held_out = members(train_path), members(test_path)
+        for photo, places in seen.items():
+            columns, rows = ({place[axis] for place in places} for axis in (0, 1))
+            assert len(places) == len(columns) * len(rows)
+            assert max(columns) == CELL_SIZE * (len(columns) - 1)
+            assert max(columns) + CELL_SIZE <= min(x for x, _ in held_out[photo])
+
+
 @pytest.mark.parametrize(("mean", "spread"), [(30, 5), (200, 20), (128, 70)])
 def test_standardise__equal_mean_and_contrast(mean: float, spread: float) -> None:
     patch = np.random.default_rng(0).normal(mean, spread, (64, 64)).astype(np.float32)
@@ -80,10 +94,13 @@ def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
     first = run_dinowds(*arguments)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
-    assert result["accuracies"].keys() == {"raw pixels", "untrained ViT", "student", "teacher"}
-    assert all(1 / 32 < accuracy < 1 for accuracy in result["accuracies"].values())
     assert result["num_classes"] == len(photo_names()) == 16
-    assert result["steps"] == 2
+    patches, regions = result["patches"], result["regions"]
+    assert patches["accuracies"].keys() == {"raw pixels", "untrained ViT", "student", "teacher"}
+    assert regions["accuracies"].keys() == {"mean of its patches", "student", "teacher"}
+    for score in (patches, regions):
+        assert all(1 / 32 < accuracy < 1 for accuracy in score["accuracies"].values())
+        assert score["steps"] == 2
     again = run_dinowds(*arguments)
     assert json.loads(again.stdout) == result
     assert "nothing left to do" in again.stderr

@@ -10,10 +10,11 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pyarrow as pa
 
+from dinowds.config import Kind
 from dinowds.errors import DatasetError
 from dinowds.files import write_atomic
 from dinowds.remote.files import RemoteFiles, is_remote, shown
@@ -29,8 +30,6 @@ UNFINISHED_NAME = ".unfinished"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOO_MANY = 1 << 48
-
-Kind = Literal["image", "region"]
 
 _text_category = pa.dictionary(pa.int32(), pa.string())
 

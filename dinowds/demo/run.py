@@ -80,9 +80,7 @@ def _train_regions(out: Path, config: RegionConfig, observer: Observer) -> Score
     accuracies = {"mean of its patches": task.accuracy(mean_of_cells)}
     _tell(accuracies, observer)
     run = out / "region-run"
-    observer.message(
-        f"$ dinowds train region --data {out}/regions-train --out {run} --config configs/demo_region.yaml"
-    )
+    observer.message(f"$ dinowds train region --data {out}/regions-train --out {run} --config configs/demo_region.yaml")
     outcome = train(out / "regions-train", run, config, observer, task.live(REGION_KNN_EVERY, stride=1))
     return _score(task, accuracies, outcome, run, config)
 

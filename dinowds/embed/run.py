@@ -46,13 +46,13 @@ def embed_shards(job: Job, out: Path, report: Report, check_stop: Callable[[], N
     Raises:
         DinowdsError: in one line; files that are whole stay.
     """
-    todo, bad, num_done = _left_to_do(job, out)
+    todo, num_done = _left_to_do(job, out)
     num_todo = sum(job.counts[shard] for shard in todo)
     if not todo:
         return 0, 0.0
     began, embedded = time.perf_counter(), 0
     report(num_done, num_done + num_todo)
-    with closing(_Files(job, out, bad)) as files, ThreadPoolExecutor(1) as thread:
+    with closing(_Files(job, out)) as files, ThreadPoolExecutor(1) as thread:
         written: Future[None] | None = None
         for embedded_block in _embedded(job, todo, check_stop):
             if written is not None:
@@ -75,19 +75,11 @@ def check_budget(bad: BadSamples, max_bad: int) -> None:
         )
 
 
-def _left_to_do(job: Job, out: Path) -> tuple[list[int], BadSamples, int]:
-    """This rank's shards without a whole file; bad samples and rows of its other ones."""
-    todo: list[int] = []
-    bad: BadSamples = []
-    num_done = 0
-    for shard in range(job.world.rank, len(job.counts), job.world.size):
-        part = whole_part(out, shard, job.counts[shard], job.digest)
-        if part is None:
-            todo.append(shard)
-        else:
-            bad += part.bad
-            num_done += part.samples
-    return todo, bad, num_done
+def _left_to_do(job: Job, out: Path) -> tuple[list[int], int]:
+    """This rank's shards without a whole file, and the rows of its other ones."""
+    mine = range(job.world.rank, len(job.counts), job.world.size)
+    todo = [shard for shard in mine if whole_part(out, shard, job.counts[shard], job.digest) is None]
+    return todo, sum(job.counts[shard] for shard in mine) - sum(job.counts[shard] for shard in todo)
 
 
 class _Embedded(NamedTuple):
@@ -180,10 +172,10 @@ def _finished(job: Job, started: _Started) -> _Embedded:
 class _Files:
     """Writes blocks as they come, shard after shard."""
 
-    def __init__(self, job: Job, out: Path, bad: BadSamples) -> None:
-        """`bad`: of this rank, before."""
+    def __init__(self, job: Job, out: Path) -> None:
         self._job, self._out = job, out
-        self._num_bad_before, self._bad = len(bad), list(bad)
+        self._bad: BadSamples = []
+        self._num_bad_before = 0
         self._writer: PartWriter | None = None
 
     def add(self, embedded: _Embedded) -> None:

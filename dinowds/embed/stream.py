@@ -145,8 +145,6 @@ def runs_of(samples: Sequence[Sample]) -> list[Run]:
 def fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] → [side, side, 3]: the largest square in the middle, resized (bicubic, antialiased)."""
     height, width = image.shape[:2]
-    if height == width == side:
-        return image
     square = min(height, width)
     left, top = (width - square) / 2, (height - square) / 2
     box = (left, top, left + square, top + square)

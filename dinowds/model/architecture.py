@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dinowds.data.manifest import Kind
+from dinowds.config import Kind
 from dinowds.errors import ConfigError
 
 
@@ -50,6 +50,18 @@ class Architecture:
     """Tokens a side of the square that `pos_embed` is made for; other grids get it interpolated."""
     pos_interpolation: str = "timm"
     """One of `POS_INTERPOLATIONS`."""
+
+
+def describe_architecture(architecture: Architecture) -> dict[str, Any]:
+    """In plain JSON values, `size` taken apart."""
+    return {
+        "kind": architecture.kind,
+        **architecture.size._asdict(),
+        "in_dim": architecture.in_dim,
+        "patch_size": architecture.patch_size,
+        "grid": architecture.grid,
+        "pos_interpolation": architecture.pos_interpolation,
+    }
 
 
 def size_of(kind: Kind, arch: str, embed_dim: int | None = None, depth: int | None = None) -> Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +57,11 @@ def load_checkpoint(path: Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # a damaged zip can fail in the reader, the unpickler or a tensor's constructor
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a zip that is cut short, from a seek
+            raise
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: not a checkpoint of dinowds (format_version {FORMAT_VERSION})")

@@ -23,8 +23,8 @@ from dinowds.data.order.plan import Order, Plan
 from dinowds.data.source import PlanSource, check_cache, stream
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
+from dinowds.model.architecture import describe_architecture
 from dinowds.model.dino import DinoModel, architecture_of, build_pair
-from dinowds.model.weights.facts import describe_architecture
 from dinowds.remote.files import shown
 from dinowds.train import dist
 from dinowds.train.checkpoint import (

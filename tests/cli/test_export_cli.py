@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinowds.model.architecture import Architecture, Size
+from dinowds.model.architecture import Architecture, Size, describe_architecture
 from dinowds.model.vit import build_backbone
 from dinowds.model.weights import read_weights
-from dinowds.model.weights.facts import describe_architecture
 from tests.cli.conftest import Call
 
 ARCHITECTURE = Architecture("image", Size(12, 1, 3), 3, 4, 3)

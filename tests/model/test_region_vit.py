@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinowds.model.architecture import SIZES, Architecture, Size
 from dinowds.model.vit import ImageViT, build_backbone
+from tests.model.weights.plain import region_features
 
 SIDE, CHANNELS = 5, 8
 SMALL = Architecture("region", Size(64, 2, 2), CHANNELS, 1, SIDE)
@@ -36,31 +36,7 @@ def regions(count: int, missing: float, seed: int = 0) -> Tensor:
 
 def class_token_by_formula(vit: ImageViT, region: Tensor) -> Tensor:
     """float64 [D], of the cells that exist alone: the others are never made."""
-    weights = {name: value.double() for name, value in vit.state_dict().items()}
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return torch.addmm(weights[f"{name}.bias"], x, weights[f"{name}.weight"].T)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        deviation = (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-        found: Tensor = (x - x.mean(-1, keepdim=True)) / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-        return found
-
-    positions, tokens = weights["pos_embed"][0], [weights["cls_token"][0, 0] + weights["pos_embed"][0, 0]]
-    for row in range(SIDE):
-        for column in range(SIDE):
-            if not region[row, column].isnan().any():
-                embedded = F.gelu(linear(region[row, column].double()[None], "phi.0")[0])
-                tokens.append(embedded + positions[1 + SIDE * row + column])
-    x, heads = torch.stack(tokens), SMALL.size.num_heads
-    for block in range(SMALL.size.depth):
-        name = f"blocks.{block}"
-        parts = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").view(len(x), 3, heads, -1)
-        queries, keys, values = parts.permute(1, 2, 0, 3)
-        attention = (queries @ keys.transpose(1, 2) / math.sqrt(queries.shape[-1])).softmax(-1)
-        x = x + linear((attention @ values).transpose(0, 1).flatten(1), f"{name}.attn.proj")
-        x = x + linear(F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
-    return norm(x, "norm")[0]
+    return region_features(vit.state_dict(), SMALL.size.num_heads, region[None])[0]
 
 
 def test_region_vit__has_the_names_and_shapes_of_hipt() -> None:

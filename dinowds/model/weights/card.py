@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import timm
 
 from dinowds.model.architecture import SIZES, Architecture
+from dinowds.model.weights.facts import cohort_facts
 from dinowds.model.weights.weights import Weights
 
 _FALLBACK = "vit_small_patch16_224"
 _SIDE = 224
+_INTERPOLATION = {"timm": "timm", "dino": "dino", "hipt": "dino"}
+"""Of positions, by each consumer."""
 
 
 def timm_call(architecture: Architecture) -> tuple[str, dict[str, Any]]:
@@ -68,24 +72,56 @@ def timm_config(weights: Weights) -> dict[str, Any]:
 def how_to_load(weights: Weights, to: str, path: str, with_head: bool) -> list[str]:
     """The consumers' calls, in Python."""
     if to == "timm":
-        name, arguments = timm_call(weights.architecture)
-        written = "".join(f", {key}={value!r}" for key, value in arguments.items())
         return [
-            f'timm.create_model("local-dir:{path}", pretrained=True)',
-            f'timm.create_model("{name}", num_classes=0, checkpoint_path="{path}/model.safetensors"{written})',
+            f"timm.create_model({_quoted(f'local-dir:{path}')}, pretrained=True)",
+            _call_for_the_file(weights.architecture, path),
         ]
     if to == "hipt":
-        return [f'get_vit4k(pretrained_weights="{path}")']
+        return _calls_of_hipt(weights.architecture, path)
     if with_head:
-        return [f'utils.load_pretrained_weights(model, "{path}", "teacher", None, None)']
-    return [f'model.load_state_dict(torch.load("{path}", weights_only=True))']
+        return [f'utils.load_pretrained_weights(model, {_quoted(path)}, "teacher", None, None)']
+    return [f"model.load_state_dict(torch.load({_quoted(path)}, weights_only=True))"]
+
+
+def _call_for_the_file(architecture: Architecture, folder: str) -> str:
+    name, arguments = timm_call(architecture)
+    place = _quoted(f"{folder}/model.safetensors")
+    written = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    return f'timm.create_model("{name}", num_classes=0, checkpoint_path={place}{written})'
+
+
+def _calls_of_hipt(architecture: Architecture, path: str) -> list[str]:
+    """`get_vit4k` builds vit4k_xs alone, and would load the first blocks of a deeper model without a word."""
+    size = architecture.size
+    if (size, architecture.in_dim, architecture.grid) == (SIZES["region"]["hvit_xs"], 384, 14):
+        return [f"get_vit4k(pretrained_weights={_quoted(path)})"]
+    return [
+        f"model = VisionTransformer4K(img_size=[{16 * architecture.grid}], input_embed_dim={architecture.in_dim}, "
+        f"output_embed_dim={size.embed_dim}, depth={size.depth}, num_heads={size.num_heads}, qkv_bias=True, "
+        "norm_layer=partial(nn.LayerNorm, eps=1e-6))",
+        f'load_pretrained_weights(model, {_quoted(path)}, "teacher", None, None)',
+    ]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def note_on_positions(architecture: Architecture, to: str) -> str:
+    """What a consumer does otherwise on another grid; '' where it does the same."""
+    theirs, ours, grid = _INTERPOLATION[to], architecture.pos_interpolation, architecture.grid
+    if theirs == ours:
+        return ""
+    return (
+        f"on another grid than {grid} × {grid} tokens features differ: {to} interpolates positions as '{theirs}', "
+        f"this model as '{ours}'"
+    )
 
 
 def model_card(weights: Weights) -> str:
     """README.md for the Hub. The license is the user's to add."""
     side = weights.architecture.grid * weights.architecture.patch_size
-    name, arguments = timm_call(weights.architecture)
-    extra = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    note = note_on_positions(weights.architecture, "timm")
     return f"""---
 library_name: timm
 pipeline_tag: image-feature-extraction
@@ -105,7 +141,7 @@ A Vision Transformer pretrained with DINO (the {weights.which}), written by dino
 {_table(_model_rows(weights))}
 
 Give it images of {side} × {side} px, RGB, scaled to 0…1, then normalised with the mean and std above.
-{_note_on_positions(weights.architecture, side)}
+{f"{chr(10)}Mind: {note}.{chr(10)}" if note else ""}
 ## Data
 
 {_table(_data_rows(weights.about))}
@@ -123,7 +159,7 @@ features = model(transform(image)[None])  # [1, {weights.architecture.size.embed
 From the file of weights alone (eva, TRIDENT), where the mean and std are yours to set:
 
 ```python
-timm.create_model("{name}", num_classes=0, checkpoint_path="FOLDER/model.safetensors"{extra})
+{_call_for_the_file(weights.architecture, "FOLDER")}
 ```
 """
 
@@ -142,10 +178,9 @@ def _model_rows(weights: Weights) -> list[tuple[str, object]]:
 
 
 def _data_rows(about: dict[str, Any]) -> list[tuple[str, object]]:
-    said = _dict_in(_dict_in(about, "metadata"), "cohorts")  # by tilers: mpp, tile_size
     cohorts = [
-        (f"cohort {name}", "; ".join([f"{count} images", *(f"{k} {v}" for k, v in _dict_in(said, name).items())]))
-        for name, count in _dict_in(about, "cohorts").items()
+        (f"cohort {name}", "; ".join([f"{about['cohorts'][name]} images", *(f"{k} {v}" for k, v in said.items())]))
+        for name, said in cohort_facts(about).items()
     ]
     return [
         ("dataset", about.get("name", "not recorded")),
@@ -153,20 +188,6 @@ def _data_rows(about: dict[str, Any]) -> list[tuple[str, object]]:
         ("resolution", f"{about['mpp']} µm per px" if "mpp" in about else "as its cohorts say, or not recorded"),
         *cohorts,
     ]
-
-
-def _dict_in(content: dict[str, Any], name: str) -> dict[str, Any]:
-    value = content.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _note_on_positions(architecture: Architecture, side: int) -> str:
-    if architecture.pos_interpolation == "timm":
-        return ""
-    return f"""
-On images of another size timm interpolates the positions antialiased, this model was used with
-`{architecture.pos_interpolation}`: features then differ. At {side} × {side} px they are the same.
-"""
 
 
 def _table(rows: list[tuple[str, object]]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dinowds.errors import OutputError
-from dinowds.model.architecture import Architecture
+from dinowds.model.architecture import Architecture, describe_architecture
 from dinowds.model.pixels import Channels, normalise
-from dinowds.model.weights.facts import describe_architecture
 from dinowds.model.weights.weights import Weights, load_backbone
 
 TOLERANCE = 1e-4
@@ -40,14 +40,17 @@ def check_export(
     Raises:
         OutputError: it cannot be loaded, or the features differ.
     """
+    grid, interpolation = written.architecture.grid, written.architecture.pos_interpolation
+    columns = [grid, grid + 1] if timm_call and interpolation == "timm" else [grid]  # others know one grid alone
     request = {
         "path": str(path),
         "architecture": describe_architecture(written.architecture),
         "mean": written.mean,
         "std": written.std,
+        "columns": columns,
         "timm": timm_call,
     }
-    expected = known_features(load_backbone(original), original.architecture, original.mean, original.std)
+    expected = known_features(load_backbone(original), original.architecture, original.mean, original.std, columns)
     answers = _ask(original.path, request)
     differences = [_difference(torch.tensor(features), expected) for features in answers.values()]
     if not all(difference <= TOLERANCE for difference in differences):  # NaN neither
@@ -90,13 +93,22 @@ def _ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def known_features(model: nn.Module, architecture: Architecture, mean: Channels, std: Channels) -> Tensor:
-    """[2, D], of inputs that are always the same: noise, which shows every weight."""
+def known_features(
+    model: nn.Module, architecture: Architecture, mean: Channels, std: Channels, columns: Sequence[int]
+) -> Tensor:
+    """[2 · len(columns), D], of inputs that are always the same: noise, which shows every weight.
+
+    On grids of `architecture.grid` rows and each of `columns`.
+    """
     generator = torch.Generator().manual_seed(0)
-    side = architecture.grid * architecture.patch_size
+    return torch.cat([model(_noise(architecture, mean, std, count, generator)) for count in columns])
+
+
+def _noise(
+    architecture: Architecture, mean: Channels, std: Channels, columns: int, generator: torch.Generator
+) -> Tensor:
+    height, width = (count * architecture.patch_size for count in (architecture.grid, columns))
     if architecture.kind == "region":
-        inputs = torch.randn(_NUM_SAMPLES, side, side, architecture.in_dim, generator=generator)
-    else:
-        images = torch.randint(256, (_NUM_SAMPLES, 3, side, side), generator=generator, dtype=torch.uint8)
-        inputs = normalise(images, torch.float32, mean, std)
-    return model(inputs)  # type: ignore[no-any-return]
+        return torch.randn(_NUM_SAMPLES, height, width, architecture.in_dim, generator=generator)
+    images = torch.randint(256, (_NUM_SAMPLES, 3, height, width), generator=generator, dtype=torch.uint8)
+    return normalise(images, torch.float32, mean, std)

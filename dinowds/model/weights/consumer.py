@@ -22,16 +22,17 @@ def _consume(request: dict[str, Any]) -> dict[str, list[list[float]]]:
     size = Size(said["embed_dim"], said["depth"], said["num_heads"])
     architecture = Architecture(said["kind"], size, said["in_dim"], said["patch_size"], said["grid"])
     path, mean, std = request["path"], tuple(request["mean"]), tuple(request["std"])
+    columns = request["columns"]
     if request["timm"] is None:
         model = _load_like_dino(path, architecture)
-        return {"torch.load": known_features(model, architecture, mean, std).tolist()}
+        return {"torch.load": known_features(model, architecture, mean, std, columns).tolist()}
     name, arguments = request["timm"]
     hub = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     file = timm.create_model(name, num_classes=0, checkpoint_path=f"{path}/model.safetensors", **arguments).eval()
     said_mean, said_std = hub.pretrained_cfg["mean"], hub.pretrained_cfg["std"]
     return {
-        "local-dir": known_features(hub, architecture, tuple(said_mean), tuple(said_std)).tolist(),
-        "checkpoint_path": known_features(file, architecture, mean, std).tolist(),
+        "local-dir": known_features(hub, architecture, tuple(said_mean), tuple(said_std), columns).tolist(),
+        "checkpoint_path": known_features(file, architecture, mean, std, columns).tolist(),
     }
 
 

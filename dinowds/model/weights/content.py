@@ -7,6 +7,7 @@ import errno
 import json
 import re
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,7 @@ _loading = threading.Lock()  # torch keeps one list for all threads
 
 def _read_torch(path: Path) -> Content:
     try:
+        _check_size(path)
         with _loading, torch.serialization.safe_globals(_ADMITTED):
             values = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -133,6 +135,14 @@ def _read_torch(path: Path) -> Content:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected a dict of tensors")
     return Content(values, _as_notes(path, getattr(values, NOTES, {})))
+
+
+def _check_size(path: Path) -> None:
+    """Raises CheckpointError for a zip that is larger inside: torch.save does not compress, torch.load would unpack."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+                raise CheckpointError("compressed entries, which torch.save does not write")
 
 
 def _explain(error: Exception) -> str:

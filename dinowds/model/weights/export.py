@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from dinowds.errors import ConfigError, OutputError
+from dinowds.errors import CheckpointError, ConfigError, OutputError
 from dinowds.files import TEMPORARY_SUFFIX, atomic_write, fsync_folder, write_atomic
 from dinowds.model.pixels import Channels
-from dinowds.model.weights.card import how_to_load, model_card, timm_call, timm_config
+from dinowds.model.weights.card import how_to_load, model_card, note_on_positions, timm_call, timm_config
 from dinowds.model.weights.check import check_export
-from dinowds.model.weights.content import NOTES
-from dinowds.model.weights.facts import write_notes
+from dinowds.model.weights.content import NOTES, read_content
+from dinowds.model.weights.facts import cohort_facts, write_notes
 from dinowds.model.weights.fold import fold_normalization
 from dinowds.model.weights.timm_folder import CONFIG_NAME, WEIGHTS_NAME
 from dinowds.model.weights.weights import Weights
@@ -45,6 +45,8 @@ class Export:
     """The largest between the consumer's features and ours, as a share of the largest feature."""
     calls: list[str]
     """That load it."""
+    note: str
+    """What its consumer does otherwise; '' where nothing."""
 
 
 def export_weights(
@@ -81,19 +83,23 @@ def export_weights(
         )
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    return Export(str(out), to, written, difference, how_to_load(written, to, str(out), with_head))
+    calls = how_to_load(written, to, str(out), with_head)
+    return Export(str(out), to, written, difference, calls, note_on_positions(written.architecture, to))
 
 
 def with_mpp(weights: Weights, mpp: float) -> Weights:
     """The same, with the resolution of its images on record, in µm per px.
 
     Raises:
-        ConfigError: it is not above 0, or the file says another.
+        ConfigError: it is not above 0, or the file says another, of all images or of a cohort.
     """
     if not 0 < mpp < float("inf"):
         raise ConfigError(f"mpp is {mpp}, expected µm per px, above 0")
-    if weights.about.get("mpp", mpp) != mpp:
-        raise ConfigError(f"{weights.path}: says mpp {weights.about['mpp']}, not {mpp}")
+    said = {"its images": weights.about, **cohort_facts(weights.about)}
+    for whose, facts in said.items():
+        found = facts.get("mpp")  # counts of several, where a cohort has them
+        if isinstance(found, int | float) and found != mpp:
+            raise ConfigError(f"{weights.path}: says mpp {found} of {whose}, not {mpp}")
     return replace(weights, about={**weights.about, "mpp": mpp})
 
 
@@ -117,8 +123,18 @@ def _check_free(out: Path, to: To, overwrite: bool) -> None:
         raise OutputError(f"{out}: exists; give another place, or --overwrite")
     if out.is_dir() != (to == "timm"):
         raise OutputError(f"{out}: is a {'folder' if out.is_dir() else 'file'}, expected the other; remove it first")
-    if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _OWN_FILES):
-        raise OutputError(f"{out}: holds {min(foreign)}, which no export does; give another place")
+    if out.is_dir():
+        if foreign := {path.name for path in out.iterdir()} - _OWN_FILES:
+            raise OutputError(f"{out}: holds {min(foreign)}, which no export does; give another place")
+    elif not _is_export(out):
+        raise OutputError(f"{out}: is not an export of dinowds; give another place, or remove it first")
+
+
+def _is_export(file: Path) -> bool:
+    try:
+        return bool(read_content(file).notes)
+    except CheckpointError:
+        return False
 
 
 def _write_torch(original: Weights, written: Weights, out: Path, with_head: bool) -> float:
@@ -162,6 +178,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     A folder that is there already is moved away first and comes back if the new one cannot take its place: there may
     be none for an instant, but never a mixture.
     """
+    out = out.resolve()  # of a link, and `.`
     mark = secrets.token_hex(8) + TEMPORARY_SUFFIX
     new, old = out.with_name(f".{out.name}.new.{mark}"), out.with_name(f".{out.name}.old.{mark}")
     new.mkdir()
@@ -169,13 +186,10 @@ def _new_folder(out: Path) -> Iterator[Path]:
         yield new
         if out.exists():
             out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        new.rename(out)
     except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(new, ignore_errors=True)
         raise
     fsync_folder(out.parent)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from dinowds.errors import CheckpointError
-from dinowds.model.architecture import POS_INTERPOLATIONS, Architecture
+from dinowds.model.architecture import POS_INTERPOLATIONS, Architecture, describe_architecture
 from dinowds.model.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
-from dinowds.model.weights.weights import FAMILIES, Weights
+from dinowds.model.weights.weights import FAMILIES, MODELS, Weights, Which
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Facts:
     """What names and shapes do not tell; None where the file does not either."""
 
     family: str
+    which: Which | None = None
     num_heads: int | None = None
     pos_interpolation: str | None = None
     mean: Channels = IMAGENET_MEAN
@@ -39,17 +40,21 @@ def read_notes(path: str, notes: dict[str, Any]) -> Facts:
     said, about = notes.get("architecture"), notes.get("dataset", {})
     if not isinstance(said, dict) or not isinstance(about, dict):
         raise CheckpointError(f"{path}: what it says of its architecture or dataset is not an object")
-    family, num_heads, interpolation = (
-        notes.get("family", "dinowds"),
-        said.get("num_heads"),
-        said.get("pos_interpolation"),
-    )
-    if family not in FAMILIES or type(num_heads) is not int or num_heads < 1 or interpolation not in POS_INTERPOLATIONS:
-        found = f"family {family!r}, num_heads {num_heads!r}, pos_interpolation {interpolation!r}"
+    family, which = notes.get("family", "dinowds"), notes.get("which")
+    num_heads, interpolation = said.get("num_heads"), said.get("pos_interpolation")
+    if (
+        family not in FAMILIES
+        or which not in (*MODELS, None)
+        or type(num_heads) is not int
+        or num_heads < 1
+        or interpolation not in POS_INTERPOLATIONS
+    ):
+        found = f"family {family!r}, {which!r}, num_heads {num_heads!r}, pos_interpolation {interpolation!r}"
         raise CheckpointError(f"{path}: says {found[:200]}, which cannot be")
     mean, std = notes.get("mean"), notes.get("std")
     return Facts(
         family,
+        which,
         num_heads,
         cast(str, interpolation),
         IMAGENET_MEAN if mean is None else read_channels(path, "mean", mean),
@@ -71,16 +76,15 @@ def write_notes(weights: Weights) -> dict[str, Any]:
     }
 
 
-def describe_architecture(architecture: Architecture) -> dict[str, Any]:
-    """In plain JSON values."""
-    return {
-        "kind": architecture.kind,
-        **architecture.size._asdict(),
-        "in_dim": architecture.in_dim,
-        "patch_size": architecture.patch_size,
-        "grid": architecture.grid,
-        "pos_interpolation": architecture.pos_interpolation,
-    }
+def cohort_facts(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What tilers said of the images of each cohort, such as `mpp` and `tile_size`; {} of one that is silent."""
+    said = _dict_in(_dict_in(about, "metadata"), "cohorts")
+    return {name: _dict_in(said, name) for name in _dict_in(about, "cohorts")}
+
+
+def _dict_in(content: dict[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def check_said(path: str, said: dict[str, Any], architecture: Architecture) -> None:

@@ -31,7 +31,8 @@ def split_names(path: str, tensors: Mapping[str, _T]) -> tuple[dict[str, _T], di
     for original, value in tensors.items():
         name = full_name(original)
         if name in found:
-            raise CheckpointError(f"{path}: holds {name} twice, as {found[name]} and {original}")
+            both = shorten([found[name], original])
+            raise CheckpointError(f"{path}: holds {shorten([name])} twice, as {both}")
         found[name] = original
         if name.startswith(_HEAD):
             head[name[len(_HEAD) :]] = value
@@ -72,4 +73,6 @@ def describe_mismatch(found: Mapping[str, tuple[int, ...]], expected: Mapping[st
 
 
 def shorten(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+    """One line of the first few. A file can have names of any length and content."""
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:limit]]
+    return ", ".join(shown) + (", …" if len(names) > limit else "")

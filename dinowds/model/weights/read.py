@@ -16,13 +16,12 @@ from dinowds.model.weights.content import Content, read_content
 from dinowds.model.weights.facts import Facts, check_said, read_notes
 from dinowds.model.weights.names import split_names
 from dinowds.model.weights.timm_folder import CONFIG_NAME, TimmConfig, find_config, find_weights, read_config
-from dinowds.model.weights.weights import Weights, Which, fingerprint_of
+from dinowds.model.weights.weights import MODELS, Weights, Which, fingerprint_of
 
 _INTERPOLATION = {"dinowds": "timm", "dino": "dino", "hipt": "dino", "reference": "size", "timm": "timm"}
 """What each family does with `pos_embed` on another grid, where its file does not say."""
 _FORMAT_VERSION = 1
 _CHECKPOINT = re.compile(r"step-\d{8}\.pt")
-_MODELS: tuple[Which, ...] = ("teacher", "student")
 _WRAPPED = ("state_dict", "model")
 
 
@@ -40,14 +39,14 @@ def read_weights(path: Path | str, which: Which = "teacher", *, pos_interpolatio
         ConfigError: there is no such `which` or `pos_interpolation`.
         OSError: the file system failed.
     """
-    if which not in _MODELS:
+    if which not in MODELS:
         raise ConfigError(f"which is {which!r}, expected teacher or student")
     if pos_interpolation is not None and pos_interpolation not in POS_INTERPOLATIONS:
         expected = ", ".join(POS_INTERPOLATIONS)
         raise ConfigError(f"pos_interpolation is {pos_interpolation!r}, expected one of {expected}")
     file, content = _find_content(Path(path))
     config = read_config(found) if (found := find_config(file)) else None
-    tensors = shapes.only_tensors(str(path), _choose_model(str(path), content.values, which))
+    tensors = shapes.only_tensors(str(path), _choose_model(str(path), content, which))
     return _match(
         str(path), which, tensors, _find_facts(str(path), content, config, tensors), config, pos_interpolation
     )
@@ -61,6 +60,8 @@ def _match(
     config: TimmConfig | None,
     pos_interpolation: str | None,
 ) -> Weights:
+    if (which, facts.which) == ("student", "teacher"):
+        raise CheckpointError(f"{path}: holds no student, only a teacher; ask for that")
     backbone, head = split_names(path, tensors)
     if config is not None:
         head = {name: value for name, value in head.items() if f"head.{name}" not in config.classifier}
@@ -75,7 +76,7 @@ def _match(
     return Weights(
         path=path,
         family=facts.family,
-        which=which,
+        which=facts.which or which,
         architecture=architecture,
         backbone=values,
         head=shapes.as_float32(path, head) if head else None,
@@ -110,10 +111,13 @@ def _list_checkpoints(folder: Path) -> list[Path]:
     return sorted((file for file in found if _CHECKPOINT.fullmatch(file.name)), key=lambda f: f.name, reverse=True)
 
 
-def _choose_model(path: str, values: dict[str, Any], which: Which) -> dict[str, Any]:
+def _choose_model(path: str, content: Content, which: Which) -> dict[str, Any]:
     """The state dict in a file: of a full checkpoint, of one that is wrapped, or the file itself."""
-    models: dict[str, dict[str, Any]] = {name: values[name] for name in _MODELS if isinstance(values.get(name), dict)}
-    for model in _MODELS:  # safetensors do not nest
+    values = content.values
+    models: dict[str, dict[str, Any]] = {name: values[name] for name in MODELS if isinstance(values.get(name), dict)}
+    if content.notes:  # an export: its one model is where loaders look, even if it is a student
+        return models.get("teacher", values)
+    for model in MODELS:  # safetensors do not nest
         inside = {name[len(model) + 1 :]: value for name, value in values.items() if str(name).startswith(f"{model}.")}
         if inside:
             models[model] = inside
@@ -132,23 +136,28 @@ def _find_facts(path: str, content: Content, config: TimmConfig | None, tensors:
             raise CheckpointError(f"{path}: {CONFIG_NAME} says another mean or std than the file of weights")
         return facts
     if config is not None:
-        return Facts("timm", config.num_heads, mean=config.mean, std=config.std)
+        return Facts("timm", num_heads=config.num_heads, mean=config.mean, std=config.std)
     if "format_version" not in values:
         return Facts(_guess_family(content, tensors))
     version = values["format_version"]
     if type(version) is not int or version != _FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version is {str(version)[:80]}, this dinowds reads {_FORMAT_VERSION}")
     about = values.get("about")
-    return read_notes(path, about) if isinstance(about, dict) else Facts("dinowds", _heads_in_config(path, values))
+    return (
+        read_notes(path, about)
+        if isinstance(about, dict)
+        else Facts("dinowds", num_heads=_heads_in_config(path, values))
+    )
 
 
 def _guess_family(content: Content, tensors: dict[str, Tensor]) -> str:
     """By its wrapping: the original keeps its `args` in a full checkpoint, the reference does not."""
-    if content.is_safetensors and not any("backbone." in name or "last_layer" in name for name in tensors):
-        return "timm"
-    if all(key in content.values for key in (*_MODELS, "optimizer")) and "args" not in content.values:
+    if all(key in content.values for key in (*MODELS, "optimizer")) and "args" not in content.values:
         return "reference"
-    return "hipt" if any(name.endswith("phi.0.weight") for name in tensors) else "dino"
+    if any(name.endswith("phi.0.weight") for name in tensors):
+        return "hipt"
+    is_timms = content.is_safetensors and not any("backbone." in name or "last_layer" in name for name in tensors)
+    return "timm" if is_timms else "dino"
 
 
 def _heads_in_config(path: str, values: dict[str, Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinowds.data.manifest import Kind
+from dinowds.config import Kind
 from dinowds.errors import CheckpointError
 from dinowds.model.architecture import SIZES, Architecture, Size
 from dinowds.model.weights.names import describe_mismatch, shorten
@@ -83,7 +83,7 @@ def check_head(path: str, shapes: Shapes, embed_dim: int) -> None:
         raise CheckpointError(
             f"{path}: {len(shapes)} unexpected: {names}; a classifier is not taken for DINO's head, remove it first"
         )
-    out_dim = shapes.get("last_layer.weight_v", (1,))[0]
+    out_dim = next(iter(shapes.get("last_layer.weight_v", ())), 1)
     expected = shapes_of_head(embed_dim, out_dim, use_bn="mlp.6.weight" in shapes)
     if mismatch := describe_mismatch(_in_head(shapes), _in_head(expected)):
         raise CheckpointError(f"{path}: the head does not fit DINO's: {mismatch}")
@@ -98,22 +98,29 @@ def shapes_in(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def only_tensors(path: str, values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The same. Raises CheckpointError where something else is among them."""
-    others = [repr(name)[:80] for name, value in values.items() if not _is_plain(name, value)]
+    """The same. Raises CheckpointError where something else is among them, or bytes of the file are in two tensors."""
+    others = [repr(name) for name, value in values.items() if not _is_plain(name, value)]
     if others:
         raise CheckpointError(f"{path}: {len(others)} entries are not plain tensors: {shorten(others)}")
+    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values.values()}
+    if sum(map(_num_bytes, values.values())) > sum(stored.values()):  # a small file could fill any memory
+        raise CheckpointError(f"{path}: its tensors share their values; save each of them on its own")
     return dict(values)
 
 
 def _is_plain(name: Any, value: Any) -> bool:
-    """Whether it is a dense tensor whose elements are in the file: one with a stride of 0 can be of any size."""
+    """Whether it is a dense tensor with elements that are in the file: one with a stride of 0 can be of any size."""
     return (
         isinstance(name, str)
         and isinstance(value, Tensor)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        and 0 < _num_bytes(value) <= value.untyped_storage().nbytes()
     )
+
+
+def _num_bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()
 
 
 def as_float32(path: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from dinowds.model.pixels import Channels
 from dinowds.model.vit import ImageViT, build_backbone
 
 Which = Literal["teacher", "student"]
+MODELS: tuple[Which, ...] = ("teacher", "student")
 
 FAMILIES = ("dinowds", "dino", "hipt", "reference", "timm")
 """Where weights come from. `reference`: the tarball-based trainer whose files have no `args`; see docs/weights.md."""
@@ -33,7 +34,7 @@ class Weights:
     family: str
     """One of `FAMILIES`."""
     which: Which
-    """Of a file that holds one model: as it was asked for."""
+    """Of a file that holds one model and does not say which: as it was asked for."""
     architecture: Architecture
     backbone: dict[str, Tensor]
     """float32, with the names and shapes of `build_backbone(architecture).state_dict()`."""

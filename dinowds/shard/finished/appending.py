@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dinowds.data.manifest import Kind, Manifest
+from dinowds.config import Kind
+from dinowds.data.manifest import Manifest
 from dinowds.errors import SourceError
 from dinowds.shard.choice import Chosen
 from dinowds.shard.outputs.output import shard_index, shard_url

@@ -11,11 +11,20 @@ import pytest
 import timm
 import torch
 
-from dinowds.errors import ConfigError, OutputError
+from dinowds.errors import CheckpointError, ConfigError, OutputError
 from dinowds.model.architecture import SIZES, Architecture, Size
 from dinowds.model.pixels import normalise
-from dinowds.model.weights import Weights, export, export_weights, load_backbone, read_weights, with_mpp
-from dinowds.model.weights.card import model_card, timm_call, timm_config
+from dinowds.model.weights import (
+    Weights,
+    check,
+    export,
+    export_weights,
+    fold_normalization,
+    load_backbone,
+    read_weights,
+    with_mpp,
+)
+from dinowds.model.weights.card import how_to_load, model_card, timm_call, timm_config
 from dinowds.model.weights.export import To
 from dinowds.model.weights.weights import shapes_of, shapes_of_backbone
 from tests.model.weights.files import assert_equal, head_state, image_state, original_dino, region_state, save, wrap
@@ -27,7 +36,7 @@ ABOUT = {
     "name": "two | <b>cohorts</b>",
     "samples": 9,
     "cohorts": {"a\nb": 4, "c": 5},
-    "metadata": {"cohorts": {"c": {"mpp": 0.25, "tile_size": 256}}},
+    "metadata": {"cohorts": {"c": {"mpp": 0.5, "tile_size": 256}, "a\nb": {"mpp": {"0.25": 1, "0.5": 3}}}},
 }
 
 
@@ -80,7 +89,45 @@ def test_export_weights__timm_folder(tmp_path: Path, images: Weights) -> None:
     for model in (hub, file):
         found = model(normalise(inputs, torch.float32, HALF, HALF))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert hub(torch.zeros(1, 3, 20, 16)).shape == (1, 12)
+    assert done.note.startswith("on another grid than 3 × 3 tokens features differ")
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_export_weights__timm_gives_the_same_on_other_grids_where_it_interpolates_alike(
+    tmp_path: Path, images: Weights
+) -> None:
+    inputs = torch.randn(2, 3, 20, 16, generator=torch.Generator().manual_seed(1))
+    differences = {}
+    for method in ("timm", "size", "dino"):
+        weights = replace(images, architecture=replace(images.architecture, pos_interpolation=method))
+        done = export_weights(weights, tmp_path / method, "timm")
+        assert (done.note == "") == (method == "timm")
+        hub = timm.create_model(f"local-dir:{tmp_path / method}", pretrained=True).eval()
+        differences[method] = (hub(inputs) - load_backbone(weights)(inputs)).abs().max().item()
+    assert differences["timm"] < 1e-5
+    assert min(differences["size"], differences["dino"]) > 1e-2
+
+
+def test_export_weights__the_check_sees_how_the_consumer_interpolates(
+    tmp_path: Path, images: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that keeps quiet about another interpolation is refused."""
+    told = replace(images, architecture=replace(images.architecture, pos_interpolation="timm"))
+    monkeypatch.setattr(check, "load_backbone", lambda _: load_backbone(images))
+    with pytest.raises(OutputError, match="a consumer of its export gets other features"):
+        export_weights(told, tmp_path / "hub", "timm")
+
+
+def test_export_weights__says_which_model_it_is(tmp_path: Path, images: Weights) -> None:
+    student = replace(images, which="student")
+    export_weights(student, tmp_path / "a.pth", "dino", with_head=True)
+    export_weights(student, tmp_path / "hub", "timm")
+    export_weights(images, tmp_path / "teacher.pth", "dino")
+    for path in (tmp_path / "a.pth", tmp_path / "hub"):
+        for asked in ("teacher", "student"):
+            assert read_weights(path, asked).which == "student"  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="holds no student, only a teacher"):
+        read_weights(tmp_path / "teacher.pth", "student")
 
 
 def test_export_weights__dino_backbone(tmp_path: Path, images: Weights) -> None:
@@ -107,6 +154,22 @@ def test_export_weights__hipt(tmp_path: Path, regions: Weights) -> None:
     content = torch.load(tmp_path / "a.pth", weights_only=True)
     assert_equal(content["teacher"], wrap(region_state(), "backbone."))
     _assert_same(read_weights(tmp_path / "a.pth"), regions)
+
+
+def test_export_weights__hipt_calls_build_the_model_that_was_written(tmp_path: Path, regions: Weights) -> None:
+    done = export_weights(regions, tmp_path / "a.pth", "hipt")
+    assert "hipt interpolates positions as 'dino', this model as 'size'" in done.note
+    assert (
+        "VisionTransformer4K(img_size=[48], input_embed_dim=10, output_embed_dim=8, depth=2, num_heads=2,"
+        in done.calls[0]
+    )
+    known = replace(regions.architecture, size=SIZES["region"]["hvit_xs"], in_dim=384, grid=14)
+    assert how_to_load(replace(regions, architecture=known), "hipt", 'a"b', False) == [
+        'get_vit4k(pretrained_weights="a\\"b")'
+    ]
+    for change in ({"grid": 12}, {"in_dim": 768}, {"size": SIZES["region"]["hvit_xs"]._replace(depth=8)}):
+        other = replace(known, **change)  # type: ignore[arg-type]
+        assert "get_vit4k" not in how_to_load(replace(regions, architecture=other), "hipt", "a", False)[0]
 
 
 def test_export_weights__other_features_are_an_error_and_nothing_is_left(
@@ -153,6 +216,42 @@ def test_export_weights__replaces_only_exports(tmp_path: Path, images: Weights, 
         export_weights(regions, out, "hipt", overwrite=True)
     with pytest.raises(OutputError, match="is a file, expected the other"):
         export_weights(images, tmp_path / "image.pth", "timm", overwrite=True)
+    before = (tmp_path / "image.pth").read_bytes()
+    with pytest.raises(OutputError, match=r"image\.pth: is not an export of dinowds"):
+        export_weights(images, tmp_path / "image.pth", "dino", overwrite=True)
+    assert (tmp_path / "image.pth").read_bytes() == before
+
+
+def test_export_weights__overwrites_exports(tmp_path: Path, images: Weights) -> None:
+    folded = fold_normalization(images, HALF, HALF)
+    (tmp_path / "link").symlink_to("hub")
+    to: To
+    for name, to in (("a.pth", "dino"), ("hub", "timm"), ("link", "timm")):
+        export_weights(images, tmp_path / name, to, overwrite=True)
+        export_weights(folded, tmp_path / name, to, overwrite=True)
+        assert read_weights(tmp_path / name).fingerprint == folded.fingerprint
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "hub", "image.pth", "link"]
+
+
+def test_export_weights__interrupted_between_old_and_new_keeps_the_old(
+    tmp_path: Path, images: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "hub"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    rename = Path.rename
+
+    def interrupt(path: Path, target: Path) -> Path:
+        if ".new." in path.name:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_weights(images, out, "timm", overwrite=True)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("config.json", "old")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "image.pth"]
 
 
 def test_export_weights__what_does_not_fit(tmp_path: Path, images: Weights, regions: Weights) -> None:
@@ -179,8 +278,10 @@ def test_export_weights__a_place_that_cannot_be_written(tmp_path: Path, images: 
 
 def test_with_mpp__must_be_possible_and_the_same(images: Weights) -> None:
     assert with_mpp(with_mpp(images, 0.5), 0.5).about["mpp"] == 0.5
-    with pytest.raises(ConfigError, match=r"says mpp 0\.5, not 0\.25"):
+    with pytest.raises(ConfigError, match=r"says mpp 0\.5 of its images, not 0\.25"):
         with_mpp(with_mpp(images, 0.5), 0.25)
+    with pytest.raises(ConfigError, match=r"says mpp 0\.5 of c, not 0\.25"):
+        with_mpp(images, 0.25)
     for mpp in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="mpp is"):
             with_mpp(images, mpp)
@@ -220,14 +321,14 @@ def test_model_card__says_what_users_need_and_escapes_names(images: Weights) -> 
     for row in (
         "| resolution | 0.5 µm per px |",
         "| images | 9 |",
-        "| cohort a b | 4 images |",
-        "| cohort c | 5 images; mpp 0.25; tile&#95;size 256 |",
+        "| cohort a b | 4 images; mpp {'0.25': 1, '0.5': 3} |",
+        "| cohort c | 5 images; mpp 0.5; tile&#95;size 256 |",
         "| patch | 4 px |",
     ):
         assert row in card
     assert "| mean | 0.485, 0.456, 0.406 |" in card
     assert "<b>" not in card
-    assert "used with\n`dino`: features then differ" in card
-    assert "features then differ" not in model_card(
+    assert "Mind: on another grid than 3 × 3 tokens features differ: timm interpolates positions as 'timm', " in card
+    assert "Mind: " not in model_card(
         replace(images, architecture=replace(images.architecture, pos_interpolation="timm"))
     )

@@ -361,6 +361,13 @@ def test_read_weights__safetensors(tmp_path: Path, prefix: str, family: str) -> 
     assert_equal(weights.backbone, image_state())
 
 
+@pytest.mark.usefixtures("tiny")
+def test_read_weights__regions_in_safetensors_are_hipts(tmp_path: Path) -> None:
+    save_file(region_state(), tmp_path / "a.safetensors")
+    weights = read_weights(tmp_path / "a.safetensors")
+    assert (weights.family, weights.architecture.pos_interpolation) == ("hipt", "dino")
+
+
 # --- options ---
 
 

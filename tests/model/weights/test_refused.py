@@ -80,7 +80,7 @@ def test_read_weights__many_are_counted_and_the_first_are_named(tmp_path: Path) 
 
 def test_read_weights__a_name_that_is_there_twice(tmp_path: Path) -> None:
     state = image_state() | {"module.norm.bias": torch.zeros(12)}
-    _refused(save(tmp_path / "a.pth", state), r"holds norm\.bias twice, as norm\.bias and module\.norm\.bias")
+    _refused(save(tmp_path / "a.pth", state), r"holds norm\.bias twice, as norm\.bias, module\.norm\.bias")
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,33 @@ def test_read_weights__values_that_are_not_finite(tmp_path: Path, value: float) 
         torch.zeros(1).expand(12),  # 4 bytes that could as well be of any size
         torch.zeros(12).to_sparse(),
         torch.zeros(12, device="meta"),
+        torch.zeros(0),
         [0.0] * 12,
         None,
     ],
 )
 def test_read_weights__entries_that_are_no_plain_tensors(tmp_path: Path, value: Any) -> None:
     _refused(save(tmp_path / "a.pth", image_state() | {"norm.bias": value}), r"1 entries are not plain.*: 'norm\.bias'")
+
+
+def test_read_weights__tensors_that_share_their_values(tmp_path: Path) -> None:
+    """A small file of many names for one tensor could fill any memory."""
+    state = image_state()
+    state["blocks.1.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"]
+    _refused(save(tmp_path / "a.pth", state), "its tensors share their values")
+    parts = torch.arange(24.0)
+    read_weights(save(tmp_path / "b.pth", image_state() | {"norm.bias": parts[:12], "norm.weight": parts[12:]}))
+
+
+def test_read_weights__prototypes_of_no_shape(tmp_path: Path) -> None:
+    head = {f"head.{name}": value for name, value in head_state(12).items()}
+    head["head.last_layer.weight_v"] = torch.tensor(1.0)
+    _refused(save(tmp_path / "a.pth", image_state() | head), r"head\.last_layer\.weight_v \[\] in place of \[1, 6\]")
+
+
+def test_read_weights__names_are_shown_on_one_line(tmp_path: Path) -> None:
+    state = image_state() | {"\x1b[31mfc\n" + "x" * 200: torch.zeros(1)}
+    _refused(save(tmp_path / "a.pth", state), r"1 unexpected: \?\[31mfc\?x{73}$")
 
 
 # --- files ---
@@ -233,7 +254,13 @@ def test_read_weights__numpy_dtype_with_another_state(tmp_path: Path) -> None:
 def test_read_weights__numpy_scalars_of_either_byte_order(tmp_path: Path) -> None:
     state = image_state()
     values = [np.float64(0.5), np.float32(0.5), np.int64(5), np.float16(2), np.dtype(">f8").type(3), np.uint8(1)]
-    read_weights(save(tmp_path / "a.pth", reference(state, state) | {"optimizer": {"lr": values}}))
+    content = reference(state, state) | {"optimizer": {"lr": values}}
+    read_weights(save(tmp_path / "a.pth", content))
+    torch.save(content, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    named = (tmp_path / "b.pth").read_bytes()
+    assert b"numpy._core.multiarray\n" in named
+    (tmp_path / "b.pth").write_bytes(named.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))  # before 2
+    read_weights(tmp_path / "b.pth")
 
 
 def test_read_weights__leaves_torch_as_strict_as_it_was(tmp_path: Path) -> None:
@@ -301,6 +328,14 @@ def test_read_weights__a_zip_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
         file.writestr("a.txt", "text")
     _refused(tmp_path / "a.pth", "damaged, or no file of torch.save")
+
+
+def test_read_weights__a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", image_state() | {"fc": torch.zeros(1_000_000)})
+    with zipfile.ZipFile(path) as file, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as other:
+        for name in file.namelist():
+            other.writestr(name, file.read(name))
+    _refused(tmp_path / "b.pth", "holds compressed entries, which torch.save does not write")
 
 
 def test_read_weights__not_a_dict(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from dinowds.data.manifest import Kind
+from dinowds.config import Kind
 from dinowds.errors import ConfigError, SourceError
 from dinowds.remote.files import is_remote, shown
 from dinowds.shard.sources.source import Items, Request, Source, path_text, readable
