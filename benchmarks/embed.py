@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.patch import embed_patches
+from dinowds.embed.patches.embed import embed_patches
+from dinowds.embed.patches.job import PatchOptions
 from dinowds.model.architecture import Architecture, Size
 from dinowds.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from dinowds.model.vit import build_backbone

@@ -14,8 +14,8 @@ from .shared import interruptible, print_json, print_notice
 from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
-    from dinowds.embed.job import PatchOptions
-    from dinowds.embed.patch import Outcome, Plan
+    from dinowds.embed.patches.embed import Outcome, Plan
+    from dinowds.embed.patches.job import PatchOptions
 
 app = typer.Typer(help="Make features of images, or regions of features.", no_args_is_help=True)
 
@@ -99,8 +99,8 @@ def patch(
 
     [dim]dinowds embed patch datasets/patches --checkpoint runs/one --out features/one[/dim]
     """
-    from dinowds.embed.job import PatchOptions
-    from dinowds.embed.patch import plan_patches
+    from dinowds.embed.patches.embed import plan_patches
+    from dinowds.embed.patches.job import PatchOptions
 
     options = PatchOptions(
         checkpoint=checkpoint,
@@ -127,7 +127,7 @@ def patch(
 
 def run_rank(dataset: str, out: Path, options: PatchOptions, as_json: bool) -> None:
     """One rank; rank 0 shows its progress and the result."""
-    from dinowds.embed.patch import embed_patches
+    from dinowds.embed.patches.embed import embed_patches
     from dinowds.world import World
 
     if World.from_environment().rank:

@@ -15,7 +15,7 @@ from .tables import format_bytes, make_table
 
 if TYPE_CHECKING:
     from dinowds.data.manifest import Manifest
-    from dinowds.embed.region_ways import RegionOptions, Summary
+    from dinowds.embed.regions.ways import RegionOptions, Summary
 
 _GRIDS, _EMBEDDING, _OUTPUT = "Grids", "Embedding", "Output"
 
@@ -150,8 +150,8 @@ def region(
 
     [dim]dinowds embed region datasets/patches -c runs/one --region-size 4096 --out datasets/regions[/dim]
     """
-    from dinowds.embed.job import PatchOptions
-    from dinowds.embed.region_ways import RegionOptions
+    from dinowds.embed.patches.job import PatchOptions
+    from dinowds.embed.regions.ways import RegionOptions
     from dinowds.shard.options import ShardOptions
 
     embedding = PatchOptions(
@@ -183,7 +183,7 @@ def region(
         ),
     )
     if dry_run:
-        from dinowds.embed.region import plan_regions
+        from dinowds.embed.regions.embed import plan_regions
 
         _print_plan(plan_regions(source, options), options, out, as_json)
     elif nproc == 1:
@@ -196,7 +196,7 @@ def region(
 
 def run_rank(source: str, out: Path, options: RegionOptions, as_json: bool) -> None:
     """One rank; rank 0 shows its progress and the result."""
-    from dinowds.embed.region import embed_regions
+    from dinowds.embed.regions.embed import embed_regions
     from dinowds.world import World
 
     if World.from_environment().rank:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinowds.crops.batches import Batch, join
-from dinowds.crops.grids import decode_grid
 from dinowds.crops.region import RegionRecipe, render, sample_region_batch
 from dinowds.data.blocks import Blocks, Bytes, Packer, Shape, as_tensors
+from dinowds.data.grids import decode_grid
 from dinowds.data.source import PlanSource, RawSample
 
 _ITEM_BYTES = 2  # of a float16

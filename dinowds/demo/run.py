@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dinowds.config import PatchConfig, RegionConfig, RunConfig
-from dinowds.crops.grids import decode_grid
 from dinowds.data.decode import decode_image
+from dinowds.data.grids import decode_grid
 from dinowds.data.manifest import MANIFEST_NAME
 from dinowds.demo.photos import CELL_SIZE, photo_names, write_cohorts, write_lattices
 from dinowds.demo.scores import Task, load_labelled, mean_of_cells, raw_pixels
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.region import embed_regions
-from dinowds.embed.region_ways import RegionOptions
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.regions.embed import embed_regions
+from dinowds.embed.regions.ways import RegionOptions
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.train.loop import Outcome, initial_models, train
 from dinowds.train.monitor import METRICS_NAME, Observer, last_figure

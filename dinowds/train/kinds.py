@@ -13,12 +13,12 @@ from torch import Tensor
 from dinowds.config import COMMANDS, PatchConfig, RegionConfig, RunConfig
 from dinowds.crops.batches import Batch, Crop
 from dinowds.crops.device import DeviceRenderer
-from dinowds.crops.grids import decode_grid
 from dinowds.crops.recipe import patch_recipe
 from dinowds.crops.region import region_recipe
 from dinowds.crops.region_batches import CropRegions
 from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
+from dinowds.data.grids import decode_grid
 from dinowds.data.source import PlanSource
 from dinowds.data.store.cache import CacheOptions
 from dinowds.data.store.store import open_store

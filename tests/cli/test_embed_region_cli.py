@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.region import embed_regions
-from dinowds.embed.region_ways import RegionOptions
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.regions.embed import embed_regions
+from dinowds.embed.regions.ways import RegionOptions
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.embed.support import coded_image, png, write_tar, write_weights
 from tests.support import run_dinowds

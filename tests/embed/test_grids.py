@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from dinowds.embed.grids import (
+from dinowds.embed.regions.grids import (
     CellIndex,
     Int64s,
     Neighbours,

@@ -21,9 +21,9 @@ from dinowds.data.decode import decode_image
 from dinowds.data.store.store import LocalStore
 from dinowds.data.subsets.choose import SubsetOptions, choose_subset
 from dinowds.data.subsets.subset import write_subset
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.patch import Outcome, embed_patches, plan_patches
-from dinowds.embed.reader import read_features
+from dinowds.embed.patches.embed import Outcome, embed_patches, plan_patches
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.patches.reader import read_features
 from dinowds.errors import ConfigError, DatasetError, DinowdsError, OutputError
 from dinowds.model.pixels import normalise
 from dinowds.model.weights import load_backbone, read_weights
@@ -144,7 +144,7 @@ def test_embed__many_row_groups_are_one_file(embed: Embed, out: Path, monkeypatc
     embed(tokens=True)
     before = read(out)
     shutil.rmtree(out)
-    monkeypatch.setattr("dinowds.embed.parts._GROUP_BYTES", 1)
+    monkeypatch.setattr("dinowds.embed.patches.parts._GROUP_BYTES", 1)
     embed(tokens=True)
     assert pq.ParquetFile(out / "features-000000.parquet").num_row_groups == 4
     assert read(out) == before

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.patch import embed_patches
-from dinowds.embed.reader import read_features
+from dinowds.embed.patches.embed import embed_patches
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.patches.reader import read_features
 from dinowds.errors import DinowdsError
 from tests.support import dinowds_command, wait_until_gone
 
@@ -33,7 +33,7 @@ def start(coded_path: Path, weights_path: Path) -> Start:
     From a fork server that has imported torch once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dinowds.embed.patch"])
+    context.set_forkserver_preload(["dinowds.embed.patches.embed"])
 
     def begin(out: Path, rank: int = 0, size: int = 1, target: Callable[..., None] = as_rank) -> ForkServerProcess:
         options = PatchOptions(str(weights_path), dtype="float32", batch_size=3, workers=0)

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.patch import embed_patches
-from dinowds.embed.reader import Features, read_features
+from dinowds.embed.patches.embed import embed_patches
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.patches.reader import Features, read_features
 from dinowds.errors import DatasetError
 
 

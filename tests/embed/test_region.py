@@ -22,10 +22,10 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.store.store import open_store
 from dinowds.data.verify import verify_dataset
 from dinowds.embed.encoder import Encoder
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.patch import embed_patches
-from dinowds.embed.region import embed_regions, plan_regions
-from dinowds.embed.region_ways import RegionOptions
+from dinowds.embed.patches.embed import embed_patches
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.regions.embed import embed_regions, plan_regions
+from dinowds.embed.regions.ways import RegionOptions
 from dinowds.errors import ConfigError, DatasetError, DinowdsError, OutputError, SourceError
 from dinowds.model.weights import read_weights
 from dinowds.shard.build import ShardOptions, build_dataset
@@ -152,7 +152,7 @@ def test_features__do_not_depend_on_order_files_or_buckets(tmp_path: Path, monke
     for part in range(3):
         write_features(tmp_path / f"2/{part}.parquet", shuffled[part::3])
     # features of two slides fit into a bucket
-    monkeypatch.setattr("dinowds.embed.region_parts.write_grids.__defaults__", (2 * 54 * 4 * 2,))
+    monkeypatch.setattr("dinowds.embed.regions.parts.write_grids.__defaults__", (2 * 54 * 4 * 2,))
     embed_regions(tmp_path / "2", tmp_path / "two", options())
     one, two = (contents(tmp_path / name / "shards") for name in ("one", "two"))
     assert list(one.values()) == list(two.values())
@@ -399,9 +399,9 @@ def _small_shards(name: str) -> ShardOptions:
 
 _KILLED = """
 import os, signal, sys
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.region import embed_regions
-from dinowds.embed.region_ways import RegionOptions
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.regions.embed import embed_regions
+from dinowds.embed.regions.ways import RegionOptions
 from dinowds.shard.build import ShardOptions
 
 embedding = PatchOptions(sys.argv[3], workers=0, precision="fp32", batch_size=10)
@@ -456,7 +456,7 @@ def test_output__of_someone_else_is_refused_at_once(tmp_path: Path) -> None:
 def test_work_of_a_published_dataset__is_only_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_features(tmp_path / "f.parquet", listed(8, 8, "y first"))
     with monkeypatch.context() as patch:
-        patch.setattr("dinowds.embed.region_work.Work.end", lambda _self: None)
+        patch.setattr("dinowds.embed.regions.work.Work.end", lambda _self: None)
         embed_regions(path, tmp_path / "out", options())
     assert (tmp_path / "out.unfinished").exists()
     before = contents(tmp_path / "out")
@@ -481,9 +481,9 @@ def test_work_folder_of_someone_else__is_left_alone(tmp_path: Path, foreign: Pat
 
 _PEAK = """
 import resource, sys
-from dinowds.embed.job import PatchOptions
-from dinowds.embed.region import embed_regions
-from dinowds.embed.region_ways import RegionOptions
+from dinowds.embed.patches.job import PatchOptions
+from dinowds.embed.regions.embed import embed_regions
+from dinowds.embed.regions.ways import RegionOptions
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 embedding = PatchOptions(sys.argv[3], workers=0, batch_size=32)

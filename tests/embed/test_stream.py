@@ -3,7 +3,7 @@ from __future__ import annotations
 from dinowds.data.dataset import Sample
 from dinowds.data.store.runs import MAX_GAP
 from dinowds.data.store.store import Run
-from dinowds.embed.stream import runs_of
+from dinowds.embed.patches.stream import runs_of
 
 
 def samples_at(offsets: list[int], size: int = 100) -> list[Sample]:

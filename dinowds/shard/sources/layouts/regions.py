@@ -20,9 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from dinowds.data.grids import check_cells, decode_grid
+from dinowds.errors import SampleError
 from dinowds.shard.records import GENERIC_FOLDERS, decode_name
 from dinowds.shard.sources.check import EXTENSIONS, REASONS, ChangedError, Checked, Checks
-from dinowds.shard.sources.images import CUT_SHORT, DAMAGED, ImageInfo, NotTaken
+from dinowds.shard.sources.images import DAMAGED, ImageInfo, NotTaken
 from dinowds.shard.sources.layouts.folder import Times, folder_name, walk
 from dinowds.shard.sources.layouts.members import scan_members
 from dinowds.shard.sources.source import Items, Request, Source, SourceFile, path_text, readable
@@ -143,8 +145,10 @@ def load_region(path: Path) -> Region:
     region: Region = tensor.detach().to(torch.float16, copy=True).contiguous().numpy().reshape(shape)
     if np.isinf(region).any():
         raise NotTaken(OVERFLOW)
-    if not _has_whole_cells(region):
-        raise NotTaken(NOT_FINITE)
+    try:
+        check_cells(region)
+    except SampleError:
+        raise NotTaken(NOT_FINITE) from None
     return region
 
 
@@ -160,26 +164,13 @@ def describe_region(payload: bytes) -> ImageInfo:
     """Format and size, in cells, of a region's .npy file.
 
     Raises:
-        NotTaken: with `CUT_SHORT` or `DAMAGED`, also where it is of another type or shape, or has values that are not
-            finite in other than missing cells.
+        NotTaken: with `DAMAGED`, also where it is of another type or shape; see `decode_grid`.
     """
-    file = io.BytesIO(payload)
     try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise NotTaken(DAMAGED)
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except NotTaken:
-        raise
-    except Exception:  # numpy raises whatever the header leads it to.
+        rows, columns, _ = decode_grid(payload).shape
+    except SampleError:
         raise NotTaken(DAMAGED) from None
-    if dtype != np.dtype("<f2") or is_fortran or len(shape) != 3 or _grid_shape(shape) is None:
-        raise NotTaken(DAMAGED)
-    expected = 2 * shape[0] * shape[1] * shape[2]
-    if len(payload) - file.tell() != expected:
-        raise NotTaken(CUT_SHORT if len(payload) - file.tell() < expected else DAMAGED)
-    if not _has_whole_cells(np.frombuffer(payload, "<f2", offset=file.tell()).reshape(shape)):
-        raise NotTaken(DAMAGED)
-    return ImageInfo("npy", shape[1], shape[0])
+    return ImageInfo("npy", columns, rows)
 
 
 def check_regions(
@@ -231,15 +222,6 @@ def _items(
     }
     columns = np.array(places, np.int64), np.array(sizes, np.int64)
     return Items(pa.array(names, pa.large_binary()), *columns, pa.table(facts), quarantine)
-
-
-def _has_whole_cells(region: Region) -> bool:
-    """Whether each cell is finite, or missing (NaN in all channels), and not all of them are missing."""
-    is_finite = np.isfinite(region)
-    if is_finite.all():
-        return True
-    exists = is_finite.all(axis=-1)
-    return bool(exists.any() and np.isnan(region[~exists]).all())
 
 
 def _grid_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

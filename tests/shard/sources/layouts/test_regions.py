@@ -15,7 +15,7 @@ import xxhash
 
 from dinowds.errors import SourceError
 from dinowds.shard.sources.check import EXTENSIONS, Checks
-from dinowds.shard.sources.images import CUT_SHORT, DAMAGED, ImageInfo, NotTaken
+from dinowds.shard.sources.images import DAMAGED, ImageInfo, NotTaken
 from dinowds.shard.sources.layouts import regions
 from dinowds.shard.sources.layouts.regions import (
     NOT_A_SQUARE,
@@ -153,7 +153,7 @@ def _npy(array: Any) -> bytes:
         (_npy(np.where(np.arange(48).reshape(4, 4, 3) == 7, np.nan, 1).astype(np.float16)), DAMAGED),
         (_npy(np.where(np.arange(48).reshape(4, 4, 3) == 7, np.inf, 1).astype(np.float16)), DAMAGED),
         (_npy(np.zeros((4, 4, 3), np.float16)) + b"\0", DAMAGED),
-        (_npy(np.zeros((4, 4, 3), np.float16))[:-1], CUT_SHORT),
+        (_npy(np.zeros((4, 4, 3), np.float16))[:-1], DAMAGED),
         (_npy(np.array({0: "a"}, object)), DAMAGED),
     ],
 )

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from dinowds.data.manifest import Manifest, read_manifest
-from dinowds.embed.folder import digest_of
-from dinowds.embed.region_ways import Notice, RegionOptions, Report, Summary, open_way
-from dinowds.embed.region_work import Work
+from dinowds.embed.patches.folder import digest_of
+from dinowds.embed.regions.ways import Notice, RegionOptions, Report, Summary, open_way
+from dinowds.embed.regions.work import Work
 from dinowds.errors import ConfigError
 from dinowds.remote.files import is_remote, shown
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset

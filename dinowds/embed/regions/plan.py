@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dinowds.embed.grids import (
+from dinowds.embed.regions.grids import (
     Cells,
     Int64s,
     Neighbours,
@@ -21,7 +21,7 @@ from dinowds.embed.grids import (
     look_at_neighbours,
     place,
 )
-from dinowds.embed.region_places import Patches
+from dinowds.embed.regions.places import Patches
 from dinowds.errors import ConfigError, SourceError
 
 NO_PLACE = "its slide, x or y is unknown"

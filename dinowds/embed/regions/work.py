@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dinowds.data.manifest import read_manifest
-from dinowds.embed.folder import Question, differences
+from dinowds.embed.patches.folder import Question, differences
 from dinowds.errors import DatasetError, OutputError
 from dinowds.files import lock_file, remove_temporaries, write_atomic
 from dinowds.shard.outputs.local_output import LocalOutput

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dinowds.embed.reader import FEATURE, TOKENS
+from dinowds.embed.patches.reader import FEATURE, TOKENS
 from dinowds.errors import OutputError
 from dinowds.files import atomic_write
 

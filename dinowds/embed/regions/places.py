@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dinowds.data.dataset import Dataset
-from dinowds.embed.grids import Bools, Int64s
-from dinowds.embed.reader import Features
+from dinowds.embed.patches.reader import Features
+from dinowds.embed.regions.grids import Bools, Int64s
 from dinowds.errors import DatasetError
 from dinowds.shard.sources.layouts.folder import folder_name
 

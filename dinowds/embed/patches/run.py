@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinowds.embed.encoder import Pending
-from dinowds.embed.folder import part_path, whole_part
-from dinowds.embed.job import Job
-from dinowds.embed.parts import Part, PartWriter
-from dinowds.embed.reader import FEATURE, TOKENS
-from dinowds.embed.stream import Block, load_blocks, shard_ids
+from dinowds.embed.patches.folder import part_path, whole_part
+from dinowds.embed.patches.job import Job
+from dinowds.embed.patches.parts import Part, PartWriter
+from dinowds.embed.patches.reader import FEATURE, TOKENS
+from dinowds.embed.patches.stream import Block, load_blocks, shard_ids
 from dinowds.errors import ConfigError, DatasetError
 from dinowds.remote.files import shown
 from dinowds.train.devices import choose_num_workers

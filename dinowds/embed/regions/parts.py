@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinowds.embed.grids import CellIndex, Int64s
-from dinowds.embed.reader import FEATURE, Features
-from dinowds.embed.region_places import row_names
-from dinowds.embed.region_plan import Plan
+from dinowds.embed.patches.reader import FEATURE, Features
+from dinowds.embed.regions.grids import CellIndex, Int64s
+from dinowds.embed.regions.places import row_names
+from dinowds.embed.regions.plan import Plan
 from dinowds.errors import DatasetError
 from dinowds.files import fsync_folder, write_atomic
 from dinowds.shard.sources.layouts.grids import Grid, Refused, has_part, write_part

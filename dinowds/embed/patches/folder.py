@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from dinowds.embed.parts import Part, read_part
-from dinowds.embed.reader import ABOUT_NAME, FEATURES_NAME, UNFINISHED_NAME
+from dinowds.embed.patches.parts import Part, read_part
+from dinowds.embed.patches.reader import ABOUT_NAME, FEATURES_NAME, UNFINISHED_NAME
 from dinowds.errors import OutputError
 from dinowds.files import lock_file, remove_temporaries, write_atomic
 from dinowds.train.monitor import BAD_SAMPLES_NAME

@@ -38,7 +38,7 @@ def decode_grid(payload: bytes, channels: int | None = None) -> NDArray[np.float
             f"{len(payload) - start} bytes, expected those of {rows} × {columns} × {found} float16 numbers"
         )
     grid = np.frombuffer(payload, _FLOAT16, offset=start).reshape(shape)
-    _check_cells(grid)
+    check_cells(grid)
     return grid
 
 
@@ -57,7 +57,8 @@ def _read_header(payload: bytes) -> tuple[tuple[int, ...], int]:
     return shape, file.tell()
 
 
-def _check_cells(grid: NDArray[Any]) -> None:
+def check_cells(grid: NDArray[Any]) -> None:
+    """Raise SampleError unless each cell of a grid, [rows, columns, C], is finite or NaN as a whole, and one exists."""
     is_finite = np.isfinite(grid)
     if is_finite.all():
         return

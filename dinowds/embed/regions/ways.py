@@ -14,15 +14,15 @@ import numpy as np
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import MANIFEST_NAME
-from dinowds.embed.folder import digest_of
-from dinowds.embed.job import Job, PatchOptions, survey
-from dinowds.embed.patch import embed_patches
-from dinowds.embed.reader import ABOUT_NAME, UNFINISHED_NAME, Features, read_features
-from dinowds.embed.region_images import count_parts, write_image_grids
-from dinowds.embed.region_parts import write_grids
-from dinowds.embed.region_places import Patches, patches_of_dataset, patches_of_features, row_names, sample_names
-from dinowds.embed.region_plan import Geometry, Plan, check_sizes, make_plan
-from dinowds.embed.region_work import Work
+from dinowds.embed.patches.embed import embed_patches
+from dinowds.embed.patches.folder import digest_of
+from dinowds.embed.patches.job import Job, PatchOptions, survey
+from dinowds.embed.patches.reader import ABOUT_NAME, UNFINISHED_NAME, Features, read_features
+from dinowds.embed.regions.images import count_parts, write_image_grids
+from dinowds.embed.regions.parts import write_grids
+from dinowds.embed.regions.places import Patches, patches_of_dataset, patches_of_features, row_names, sample_names
+from dinowds.embed.regions.plan import Geometry, Plan, check_sizes, make_plan
+from dinowds.embed.regions.work import Work
 from dinowds.errors import ConfigError
 from dinowds.shard.options import ShardOptions
 from dinowds.train.devices import choose_num_workers

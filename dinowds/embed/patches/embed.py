@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dinowds.data.loader import start_fork_server
-from dinowds.embed import folder
-from dinowds.embed.job import Job, PatchOptions
-from dinowds.embed.run import Report, check_budget, embed_shards
+from dinowds.embed.patches import folder
+from dinowds.embed.patches.job import Job, PatchOptions
+from dinowds.embed.patches.run import Report, check_budget, embed_shards
 from dinowds.errors import StoppedBySignal
 from dinowds.train.signals import StopRequest, stop_signals
 from dinowds.world import World

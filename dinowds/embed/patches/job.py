@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dinowds.data.dataset import Dataset
-from dinowds.embed import folder
 from dinowds.embed.encoder import Encoder
-from dinowds.embed.parts import Part
-from dinowds.embed.reader import FORMAT_VERSION, features_schema
+from dinowds.embed.patches import folder
+from dinowds.embed.patches.parts import Part
+from dinowds.embed.patches.reader import FORMAT_VERSION, features_schema
 from dinowds.errors import ConfigError, DatasetError
 from dinowds.model.weights import Weights, read_weights
 from dinowds.remote.files import shown

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinowds.crops.grids import decode_grid
+from dinowds.data.grids import decode_grid
 from dinowds.errors import SampleError
 from dinowds.shard.sources.layouts.regions import region_payload
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dinowds.data.dataset import Dataset
 from dinowds.embed.encoder import Encoder
-from dinowds.embed.region_parts import Float16s, check_features
-from dinowds.embed.stream import Block, load_blocks, shard_ids
+from dinowds.embed.patches.stream import Block, load_blocks, shard_ids
+from dinowds.embed.regions.parts import Float16s, check_features
 from dinowds.shard.sources.layouts.grids import Grid, Refused, has_part, write_part
 
 _COLUMNS = ("key", "slide", "x", "y", "label", "cohort")

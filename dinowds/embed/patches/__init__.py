@@ -1,0 +1,1 @@
+"""`dinowds embed patch`: a feature for each sample."""

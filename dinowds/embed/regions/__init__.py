@@ -1,0 +1,1 @@
+"""`dinowds embed region`: grids of features, for hierarchical training."""
