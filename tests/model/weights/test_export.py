@@ -62,6 +62,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture
+def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the other process, which takes seconds, where a test is not about it."""
+    monkeypatch.setattr(export, "check_export", lambda *_: 0.0)
+
+
 def _assert_same(found: Weights, written: Weights) -> None:
     assert replace(found, path="", backbone={}, head=None) == replace(written, path="", backbone={}, head=None)
     assert_equal(found.backbone, written.backbone)
@@ -92,7 +98,7 @@ def test_export_weights__timm_folder(tmp_path: Path, images: Weights) -> None:
     assert done.note.startswith("on another grid than 3 × 3 tokens features differ")
 
 
-@pytest.mark.usefixtures("_no_network")
+@pytest.mark.usefixtures("_no_network", "_unchecked")
 def test_export_weights__timm_gives_the_same_on_other_grids_where_it_interpolates_alike(
     tmp_path: Path, images: Weights
 ) -> None:
@@ -105,7 +111,7 @@ def test_export_weights__timm_gives_the_same_on_other_grids_where_it_interpolate
         hub = timm.create_model(f"local-dir:{tmp_path / method}", pretrained=True).eval()
         differences[method] = (hub(inputs) - load_backbone(weights)(inputs)).abs().max().item()
     assert differences["timm"] < 1e-5
-    assert min(differences["size"], differences["dino"]) > 1e-2
+    assert min(differences["size"], differences["dino"]) > 1e-3
 
 
 def test_export_weights__the_check_sees_how_the_consumer_interpolates(
@@ -118,6 +124,7 @@ def test_export_weights__the_check_sees_how_the_consumer_interpolates(
         export_weights(told, tmp_path / "hub", "timm")
 
 
+@pytest.mark.usefixtures("_unchecked")
 def test_export_weights__says_which_model_it_is(tmp_path: Path, images: Weights) -> None:
     student = replace(images, which="student")
     export_weights(student, tmp_path / "a.pth", "dino", with_head=True)
@@ -139,6 +146,7 @@ def test_export_weights__dino_backbone(tmp_path: Path, images: Weights) -> None:
     assert done.difference < 1e-5
 
 
+@pytest.mark.usefixtures("_unchecked")
 def test_export_weights__dino_with_head(tmp_path: Path, images: Weights) -> None:
     export_weights(images, tmp_path / "a.pth", "dino", with_head=True)
     content = torch.load(tmp_path / "a.pth", weights_only=True)
@@ -156,6 +164,7 @@ def test_export_weights__hipt(tmp_path: Path, regions: Weights) -> None:
     _assert_same(read_weights(tmp_path / "a.pth"), regions)
 
 
+@pytest.mark.usefixtures("_unchecked")
 def test_export_weights__hipt_calls_build_the_model_that_was_written(tmp_path: Path, regions: Weights) -> None:
     done = export_weights(regions, tmp_path / "a.pth", "hipt")
     assert "hipt interpolates positions as 'dino', this model as 'size'" in done.note
@@ -222,6 +231,7 @@ def test_export_weights__replaces_only_exports(tmp_path: Path, images: Weights, 
     assert (tmp_path / "image.pth").read_bytes() == before
 
 
+@pytest.mark.usefixtures("_unchecked")
 def test_export_weights__overwrites_exports(tmp_path: Path, images: Weights) -> None:
     folded = fold_normalization(images, HALF, HALF)
     (tmp_path / "link").symlink_to("hub")
@@ -234,6 +244,7 @@ def test_export_weights__overwrites_exports(tmp_path: Path, images: Weights) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "hub", "image.pth", "link"]
 
 
+@pytest.mark.usefixtures("_unchecked")
 def test_export_weights__interrupted_between_old_and_new_keeps_the_old(
     tmp_path: Path, images: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,7 +164,7 @@ def test_read_weights__prototypes_of_no_shape(tmp_path: Path) -> None:
 
 def test_read_weights__names_are_shown_on_one_line(tmp_path: Path) -> None:
     state = image_state() | {"\x1b[31mfc\n" + "x" * 200: torch.zeros(1)}
-    _refused(save(tmp_path / "a.pth", state), r"1 unexpected: \?\[31mfc\?x{73}$")
+    _refused(save(tmp_path / "a.pth", state), r"1 unexpected: \?\[31mfc\?x{72}$")
 
 
 # --- files ---
