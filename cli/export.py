@@ -90,7 +90,7 @@ def _channels(name: str, text: str) -> tuple[float, float, float]:
 def _print(done: Export, as_json: bool) -> None:
     weights = done.weights
     architecture = weights.architecture
-    size = architecture.size
+    size, of_images = architecture.size, architecture.kind == "image"
     if as_json:
         print_json(
             {
@@ -104,8 +104,8 @@ def _print(done: Export, as_json: bool) -> None:
                 "patch_size": architecture.patch_size,
                 "grid": architecture.grid,
                 "pos_interpolation": architecture.pos_interpolation,
-                "mean": weights.mean,
-                "std": weights.std,
+                "mean": weights.mean if of_images else None,
+                "std": weights.std if of_images else None,
                 "about": weights.about,
                 "fingerprint": weights.fingerprint,
                 "difference": done.difference,
@@ -121,7 +121,7 @@ def _print(done: Export, as_json: bool) -> None:
         ("width, depth, heads", f"{size.embed_dim}, {size.depth}, {size.num_heads}"),
         ("patch, grid", f"{architecture.patch_size}, {architecture.grid} × {architecture.grid}"),
         ("position interpolation", architecture.pos_interpolation),
-        ("mean, std", f"{weights.mean}, {weights.std}"),
+        *([("mean, std", f"{weights.mean}, {weights.std}")] if of_images else []),
         ("checked, largest difference", f"{done.difference:.1e}"),
     ]
     console = Console()

@@ -122,6 +122,7 @@ def model_card(weights: Weights) -> str:
     """README.md for the Hub. The license is the user's to add."""
     side = weights.architecture.grid * weights.architecture.patch_size
     note = note_on_positions(weights.architecture, "timm")
+    warning = f"\nMind: {note}.\n" if note else ""
     return f"""---
 library_name: timm
 pipeline_tag: image-feature-extraction
@@ -141,7 +142,7 @@ A Vision Transformer pretrained with DINO (the {weights.which}), written by dino
 {_table(_model_rows(weights))}
 
 Give it images of {side} × {side} px, RGB, scaled to 0…1, then normalised with the mean and std above.
-{f"{chr(10)}Mind: {note}.{chr(10)}" if note else ""}
+{warning}
 ## Data
 
 {_table(_data_rows(weights.about))}

@@ -49,7 +49,7 @@ def read_notes(path: str, notes: dict[str, Any]) -> Facts:
         or num_heads < 1
         or interpolation not in POS_INTERPOLATIONS
     ):
-        found = f"family {family!r}, {which!r}, num_heads {num_heads!r}, pos_interpolation {interpolation!r}"
+        found = f"family {family!r}, which {which!r}, num_heads {num_heads!r}, pos_interpolation {interpolation!r}"
         raise CheckpointError(f"{path}: says {found[:200]}, which cannot be")
     mean, std = notes.get("mean"), notes.get("std")
     return Facts(
@@ -66,12 +66,13 @@ def read_notes(path: str, notes: dict[str, Any]) -> Facts:
 
 def write_notes(weights: Weights) -> dict[str, Any]:
     """In plain JSON values."""
+    of_images = weights.architecture.kind == "image"
     return {
         "family": weights.family,
         "which": weights.which,
         "architecture": describe_architecture(weights.architecture),
-        "mean": list(weights.mean),
-        "std": list(weights.std),
+        "mean": list(weights.mean) if of_images else None,
+        "std": list(weights.std) if of_images else None,
         "dataset": weights.about,
     }
 

@@ -132,7 +132,7 @@ def test_export_weights__says_which_model_it_is(tmp_path: Path, images: Weights)
     export_weights(images, tmp_path / "teacher.pth", "dino")
     for path in (tmp_path / "a.pth", tmp_path / "hub"):
         for asked in ("teacher", "student"):
-            assert read_weights(path, asked).which == "student"  # type: ignore[arg-type]
+            assert read_weights(path, asked).which == "student"
     with pytest.raises(CheckpointError, match="holds no student, only a teacher"):
         read_weights(tmp_path / "teacher.pth", "student")
 
@@ -177,7 +177,7 @@ def test_export_weights__hipt_calls_build_the_model_that_was_written(tmp_path: P
         'get_vit4k(pretrained_weights="a\\"b")'
     ]
     for change in ({"grid": 12}, {"in_dim": 768}, {"size": SIZES["region"]["hvit_xs"]._replace(depth=8)}):
-        other = replace(known, **change)  # type: ignore[arg-type]
+        other = replace(known, **change)
         assert "get_vit4k" not in how_to_load(replace(regions, architecture=other), "hipt", "a", False)[0]
 
 
