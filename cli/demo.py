@@ -23,7 +23,7 @@ def demo(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Over configs/demo.yaml and configs/demo_region.yaml, such as optim.epochs=2.",
+            help="Keys of both configs/demo.yaml and configs/demo_region.yaml, such as optim.epochs=2.",
         ),
     ] = None,
 ) -> None:
@@ -71,7 +71,7 @@ def _print_score(kind: str, score: Score, num_classes: int) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"chance {1 / num_classes:.3f} · {score.num_train:,} train and {score.num_test:,} test {kind}s\n"
+        f"chance {1 / num_classes:.3f} · {score.num_train:,} training and {score.num_test:,} test samples\n"
         f"{score.steps} steps · loss {score.loss:.2f} (ln K = {score.ln_k:.2f})",
         highlight=False,
     )

@@ -223,11 +223,11 @@ def _print(manifest: Manifest, out: Path, as_json: bool) -> None:
     if as_json:
         print_json(
             {
+                **facts,  # its `cohorts` tell mpp; those of the result are counts
                 "dataset": str(out),
                 "regions": manifest.num_samples,
                 "cohorts": manifest.cohorts,
                 "quarantined": manifest.quarantined,
-                **facts,
             }
         )
         return

@@ -579,27 +579,39 @@ def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any]
     return content, nulls
 
 
+_EARLIER_NAMES_OF_BOTH = {
+    "crops.local_crops_number": "crops.local.count",
+    "speed.use_fp16": "speed.precision",
+    "train.batch_size_per_gpu": "train.batch_size",
+    "train.start_from_checkpoint": "student.init_from",
+}
 _EARLIER_NAMES: dict[Kind, dict[str, str]] = {
     "image": {
+        **_EARLIER_NAMES_OF_BOTH,
         "crops.global_crops_size": "crops.global.size",
         "crops.global_crops_scale": "crops.global.scale",
-        "crops.local_crops_number": "crops.local.count",
         "crops.local_crops_size": "crops.local.size",
         "crops.local_crops_scale": "crops.local.scale",
-        "train.start_from_checkpoint": "student.init_from",
     },
     "region": {
+        **_EARLIER_NAMES_OF_BOTH,
         "crops.global_crops_scale": "crops.global.size",
-        "crops.local_crops_number": "crops.local.count",
         "crops.local_crops_scale": "crops.local.size",
-        "train.start_from_checkpoint": "student.init_from",
     },
 }
 """Of DINO's own options and earlier systems."""
 
+_OF_COMMANDS = {
+    "train.dataset_path": "the dataset is given as --data",
+    "train.output_dir": "the run folder is given as --out",
+    "train.pct": "a part of a dataset is a subset, see 'dinowds subset'",
+    "train.resume": "the same command goes on where it stopped",
+    "train.resume_from_checkpoint": "the same command goes on where it stopped",
+}
 _OF_OTHERS: dict[Kind, dict[str, str]] = {
-    "image": {"student.input_dim": "a key of regions; images have 3 channels"},
+    "image": {**_OF_COMMANDS, "student.input_dim": "a key of regions; images have 3 channels"},
     "region": {
+        **_OF_COMMANDS,
         "student.patch_size": "a region's cells are as the dataset has them, see 'dinowds embed region'",
         "student.region_size": "a region's cells are as the dataset has them, see 'dinowds embed region'",
         "crops.renderer": "cells are moved, not rendered",

@@ -97,7 +97,7 @@ def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
     assert result["num_classes"] == len(photo_names()) == 16
     patches, regions = result["patches"], result["regions"]
     assert patches["accuracies"].keys() == {"raw pixels", "untrained ViT", "student", "teacher"}
-    assert regions["accuracies"].keys() == {"mean of its patches", "student", "teacher"}
+    assert regions["accuracies"].keys() == {"mean of its patches", "untrained ViT", "student", "teacher"}
     for score in (patches, regions):
         assert all(1 / 32 < accuracy < 1 for accuracy in score["accuracies"].values())
         assert score["steps"] == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,20 @@ def _train_regions(out: Path, config: RegionConfig, observer: Observer) -> Score
         _make_dataset(out, f"lattice-{split}", out / "cohorts" / f"lattice-{split}", write_lattices, observer)
         _make_regions(out, split, observer)
     task = Task(*(load_labelled(out / f"regions-{split}", decode_grid) for split in SPLITS))
-    accuracies = {"mean of its patches": task.accuracy(mean_of_cells)}
+    untrained, _ = initial_models(_for_cells(config, task.train.samples.shape[-1]))
+    accuracies = {
+        "mean of its patches": task.accuracy(mean_of_cells),
+        "untrained ViT": task.accuracy_of(untrained.backbone),
+    }
     _tell(accuracies, observer)
     run = out / "region-run"
     observer.message(f"$ dinowds train region --data {out}/regions-train --out {run} --config configs/demo_region.yaml")
     outcome = train(out / "regions-train", run, config, observer, task.live(REGION_KNN_EVERY, stride=1))
     return _score(task, accuracies, outcome, run, config)
+
+
+def _for_cells(config: RegionConfig, channels: int) -> RegionConfig:
+    return replace(config, student=replace(config.student, input_dim=channels))
 
 
 def _score(task: Task, accuracies: dict[str, float], outcome: Outcome, run: Path, config: RunConfig) -> Score:

@@ -230,7 +230,7 @@ def test_blocks__leave_no_file_open() -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) > before
     del blocks, images
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before  # what others left open may have been closed
 
 
 def test_blocks__take_only_what_is_written() -> None:

@@ -86,7 +86,7 @@ def test_embed__killed_at_any_moment_goes_on_to_the_same_bytes(
     found: list[int] = []  # whole files after each kill
     while not (out / "features.json").exists():
         process = start(out)
-        time.sleep(moments.uniform(0, 0.05 * (1 + len(found))))
+        time.sleep(moments.uniform(0, 0.2 * (1 + len(found))))
         process.kill()
         process.join()
         found.append(len(list(out.glob("*.parquet"))))

@@ -251,6 +251,33 @@ def test_options__that_cannot_work_are_refused(tmp_path: Path, fields: dict[str,
         plan_regions(path, options(**fields))
 
 
+def test_refusal__leaves_no_work_behind(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "f.parquet", listed(8, 8, "y first"))
+    with pytest.raises(SourceError, match="between the cells"):
+        embed_regions(path, tmp_path / "out", options(step=63.0))
+    assert {file.name for file in tmp_path.iterdir()} == {"f.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"cohort": [1] * 16}, "column 'cohort' is int64, expected text"),
+        ({"label": [[1]] * 16}, "column 'label' is .*, expected text or numbers"),
+        ({"width": ["a"] * 16, "height": ["b"] * 16}, "column 'width' is string, expected integers"),
+    ],
+)
+def test_features__with_columns_of_other_types_are_refused(tmp_path: Path, columns: Any, said: str) -> None:
+    path = write_features(tmp_path / "f.parquet", listed(4, 4, "y first"), **columns)
+    with pytest.raises(DatasetError, match=said):
+        plan_regions(path, options())
+
+
+def test_features__with_unknown_sizes_take_patch_size(tmp_path: Path) -> None:
+    unknown = pa.array([None] * 16, pa.int32())
+    path = write_features(tmp_path / "f.parquet", listed(4, 4, "y first"), width=unknown, height=unknown)
+    assert plan_regions(path, options()).regions == 1
+
+
 def test_features__of_two_lengths_are_refused(tmp_path: Path) -> None:
     lists = pa.array([[0.0] * 4] * 15 + [[0.0] * 3], pa.list_(pa.float32()))
     path = write_features(tmp_path / "f.parquet", listed(4, 4, "y first"), feature=lists)
@@ -348,6 +375,7 @@ def test_images__keep_keys_and_note_damage(tmp_path: Path, embedding: PatchOptio
         ([(32, 32)], {"patch_size": 16}, r"--patch-size: is 16, but patches of .* are 32×32"),
         ([(128, 128)], {"patch_size": 48}, r"--region-size: is 128 px, expected a multiple of the 48"),
         ([(128, 128)], {"stride": 64}, r"--stride: .* leave it out"),
+        ([(128, 128)], {"patch_size": 4}, r"--patch-size: is 4 px, expected a multiple of 8"),
     ],
 )
 def test_images__of_other_sizes_are_refused(
@@ -357,7 +385,7 @@ def test_images__of_other_sizes_are_refused(
     build_dataset([write_tar(tmp_path / "a.tar", images)], tmp_path / "data", ShardOptions())
     with pytest.raises(ConfigError, match=said):
         embed_regions(tmp_path / "data", tmp_path / "out", options(embedding=embedding, **fields))
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 class _Ended(BaseException):

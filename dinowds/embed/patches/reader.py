@@ -211,8 +211,12 @@ def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
         found = schema.field(name).type
         if name in ("x", "y") and not pa.types.is_integer(found):
             raise DatasetError(f"{path}: column {name!r} is {found}, expected integers")
-        if name == "slide" and not _is_text(found):
-            raise DatasetError(f"{path}: column 'slide' is {found}, expected text")
+        if name in ("width", "height") and not pa.types.is_integer(found):
+            raise DatasetError(f"{path}: column {name!r} is {found}, expected integers")
+        if name in ("slide", "cohort") and not _is_text(found):
+            raise DatasetError(f"{path}: column {name!r} is {found}, expected text")
+        if name == "label" and pa.types.is_nested(found):
+            raise DatasetError(f"{path}: column 'label' is {found}, expected text or numbers")
         if name in (FEATURE, TOKENS) and not (_is_list(found) and pa.types.is_floating(found.value_type)):
             raise DatasetError(f"{path}: column {name!r} is {found}, expected lists of float16, float32 or float64")
 

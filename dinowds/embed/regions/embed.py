@@ -51,6 +51,9 @@ def embed_regions(
     digest = digest_of(way.question)
 
     def begin() -> bool:
+        work.check(way.question, digest, options.sharding.overwrite)
+        if not work.is_of(way.question):
+            way.summary()  # refuses before anything is written
         stack.enter_context(work.owned(way.question, digest, options.sharding.overwrite))
         if work.is_published(digest):
             return True

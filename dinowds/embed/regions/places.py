@@ -181,6 +181,7 @@ def _encoded(column: Any) -> tuple[Int32s, list[str]]:
 
 
 def _sizes(table: Any) -> set[tuple[int, int]]:
-    width, height = (table[name].to_numpy().astype(np.int64) for name in ("width", "height"))
+    known = table.select(["width", "height"]).drop_null()
+    width, height = (known[name].to_numpy().astype(np.int64) for name in ("width", "height"))
     found = np.unique(width << 32 | height)[:2]
     return {(int(size) >> 32, int(size) & 0xFFFFFFFF) for size in found}

@@ -160,6 +160,12 @@ class OfImages(Way):
 
     @property
     def input(self) -> dict[str, Any]:
+        side, token = self.geometry.patch_size, self.job.encoder.patch_size
+        if side % token:
+            raise ConfigError(
+                f"--patch-size: is {side} px, expected a multiple of {token}, the side of a token of "
+                f"{self.job.weights.path}"
+            )
         return _without_images(self.job)
 
     def summary(self) -> Summary:
@@ -174,11 +180,6 @@ class OfImages(Way):
 
     def make(self, work: Work, world: World, report: Report, notice: Notice) -> None:  # noqa: ARG002
         encoder, geometry = self.job.encoder, self.geometry
-        if geometry.patch_size % encoder.patch_size:
-            raise ConfigError(
-                f"--patch-size: is {geometry.patch_size} px, expected a multiple of {encoder.patch_size}, the side of "
-                f"a token of {self.job.weights.path}"
-            )
         mine = range(world.rank, self.num_parts, world.size)
         workers = choose_num_workers(_embedding(self).workers, world, encoder.device)
 

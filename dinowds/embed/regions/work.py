@@ -53,6 +53,10 @@ class Work:
         if (there.has_manifest or there.notes is not None) and not overwrite and not is_own:
             raise OutputError(f"{self.out}: already holds a dataset; give another --out, or --overwrite to replace it")
 
+    def is_of(self, question: Question) -> bool:
+        """Whether an earlier run has begun with this question here."""
+        return self._question() == question
+
     @contextmanager
     def owned(self, question: Question, digest: str, overwrite: bool) -> Iterator[None]:
         """Keep other jobs out, and start anew where the work is not of this question.
