@@ -472,6 +472,27 @@ def test_output__is_replaced_only_if_asked(tmp_path: Path) -> None:
     assert manifest.num_samples == 25
 
 
+def test_output__of_the_same_question_is_made_anew_with_overwrite(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "f.parquet", listed(8, 8, "y first"))
+    embed_regions(path, tmp_path / "out", options())
+    (shard,) = (tmp_path / "out/shards").iterdir()
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    embed_regions(path, tmp_path / "out", options(sharding=ShardOptions(overwrite=True)))
+    assert shard.read_bytes() == content
+
+
+def test_output__is_not_the_source(sources: Path, embedding: PatchOptions) -> None:
+    before = contents(sources / "patches/dataset")
+    with pytest.raises(ConfigError, match="is the source; give another folder"):
+        embed_regions(
+            sources / "patches/dataset",
+            sources / "patches/dataset",
+            options(embedding=embedding, sharding=ShardOptions(overwrite=True)),
+        )
+    assert contents(sources / "patches/dataset") == before
+
+
 def test_output__of_someone_else_is_refused_at_once(tmp_path: Path) -> None:
     path = write_features(tmp_path / "f.parquet", listed(8, 8, "y first"))
     (tmp_path / "out").mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dinowds.data.location import split_location
 from dinowds.data.manifest import Manifest, read_manifest
 from dinowds.embed.patches.folder import digest_of
 from dinowds.embed.regions.ways import Notice, RegionOptions, Report, Summary, open_way
@@ -47,15 +48,19 @@ def embed_regions(
     if is_remote(str(out)):
         raise ConfigError(f"--out: {shown(str(out))} is remote; give a local folder, and copy the dataset from there")
     world, place = World.from_environment(), open_output(out).root
+    _check_apart(str(source), place)
     way, work = open_way(str(source), options), Work(place)
     digest = digest_of(way.question)
+    goes_on = False
 
     def begin() -> bool:
+        nonlocal goes_on
         work.check(way.question, digest, options.sharding.overwrite)
-        if not work.is_of(way.question):
+        goes_on = work.is_of(way.question)
+        if not goes_on:
             way.summary()  # refuses before anything is written
         stack.enter_context(work.owned(way.question, digest, options.sharding.overwrite))
-        if work.is_published(digest):
+        if goes_on and work.is_published(digest):
             return True
         if not recognises(work.grids):
             for line in way.summary().lines():
@@ -74,12 +79,19 @@ def embed_regions(
             facts = way.facts() | {"question": digest}
             finish_parts(work.grids, way.num_parts, str(source), facts)
         work.wait_for_ranks(world.size)
-        if not work.is_published(digest):
+        if not (goes_on and work.is_published(digest)):  # one to be replaced may be of the same question
             work.drop_inputs()
             _shard(work, options.sharding, report, notice)
         manifest = read_manifest(place)
         work.end()
     return manifest
+
+
+def _check_apart(source: str, place: Path) -> None:
+    """With --overwrite, the source would be replaced."""
+    root, _ = split_location(source)
+    if not is_remote(root) and Path(root).resolve() == place.resolve():
+        raise ConfigError(f"--out: {place} is the source; give another folder")
 
 
 def _shard(work: Work, options: ShardOptions, report: Report, notice: Notice) -> None:
