@@ -89,12 +89,8 @@ class Crop:
         self._memory = np.empty(0, np.uint8)
 
     def __call__(self, stream: Iterable[RawSample]) -> Iterator[Batch]:
-        batch: list[RawSample] = []
-        for raw in stream:
-            batch.append(raw)
-            if len(batch) == self._source.rank_batch:
-                yield self._hand_over(batch) if self._renderer == "device" else self._rendered(batch)
-                batch = []
+        make = self._hand_over if self._renderer == "device" else self._rendered
+        yield from map(make, in_batches(stream, self._source.rank_batch))
 
     def _rendered(self, batch: list[RawSample]) -> Batch:
         outputs = self._recipe.outputs
@@ -153,6 +149,16 @@ class Crop:
             [size[1] for size in sizes],
         )
         return views, [1] * len(raws) if self._renderer == "pil" else best_reduction(views).tolist()
+
+
+def in_batches(stream: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:
+    """Every `size` samples; what is left at the end is no batch."""
+    batch: list[RawSample] = []
+    for raw in stream:
+        batch.append(raw)
+        if len(batch) == size:
+            yield batch
+            batch = []
 
 
 def join(raws: list[RawSample], views: dict[str, Tensor], images: Images | None, blocks: Blocks) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dinowds.crops.batches import Batch, join
+from dinowds.crops.batches import Batch, in_batches, join
 from dinowds.crops.region import RegionRecipe, render, sample_region_batch
 from dinowds.data.blocks import Blocks, Bytes, Packer, Shape, as_tensors
 from dinowds.data.grids import decode_grid
@@ -39,12 +39,7 @@ class CropRegions:
         self._channels, self._blocks = channels, blocks or Blocks()
 
     def __call__(self, stream: Iterable[RawSample]) -> Iterator[Batch]:
-        batch: list[RawSample] = []
-        for raw in stream:
-            batch.append(raw)
-            if len(batch) == self._source.rank_batch:
-                yield self._rendered(batch)
-                batch = []
+        yield from map(self._rendered, in_batches(stream, self._source.rank_batch))
 
     def _rendered(self, batch: list[RawSample]) -> Batch:
         good = [self._source.first_good(raw, self._decode) for raw in batch]
