@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, cast, overload
+from typing import Any, ClassVar, Literal, TypeAlias, Union, cast, overload
 
 from dinowds.errors import ConfigError
 
@@ -35,6 +35,12 @@ class TrainConfig:
     """The newest checkpoints that are kept."""
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""
+    max_bad_steps: int = 10
+    """Steps in a row whose loss or gradients are not finite, and which are therefore not applied, before the run stops."""
+    compile: bool = False
+    """Compile each block of the backbone with torch.compile: a minute at the start, faster steps on a GPU."""
+    deterministic: bool = False
+    """Let only deterministic kernels run on a GPU, so that the same command gives the same bits; slower."""
     seed: int = 0
     """Of the initial weights, the order of the data, the crops and the dropped paths."""
 
@@ -45,8 +51,8 @@ class StudentConfig:
 
     arch: str
     """Name of the backbone's size."""
-    out_dim: int = 65536
-    """Prototypes K."""
+    out_dim: Union[int, str] = 65536  # noqa: UP007  (omegaconf reads no `int | str`)
+    """Prototypes K; auto for a power of two near a twentieth of the samples, 1,024 to 65,536."""
     norm_last_layer: bool = False
     """Freeze the norms of the prototypes at 1."""
     drop_path_rate: float = 0.1
@@ -60,6 +66,13 @@ class StudentConfig:
     pos_interpolation: str = "timm"
     """How positions are interpolated for views of another size: timm (antialiased), size (not antialiased) or dino (as
     the original DINO and HIPT, by factors). Weights are to be used with what they were trained with."""
+    drop_path_skips: bool = False
+    """Compute only the samples whose path is kept, the same number in each block (DINOv2's stochastic depth): faster."""
+    registers: int = 0
+    """Register tokens beside the class token (Darcet et al. 2024); 4 is usual."""
+    layer_scale: float | None = None
+    """Initial value of a learned factor of each channel of each residual branch (Touvron et al. 2021), such as 1e-5; null
+    for none."""
     init_from: str | None = None
     """Weights that student and teacher begin with: a run folder, a .pt, .pth or .safetensors file, or a timm folder.
     The head is taken too if it has the shape of this one. null for random weights."""
@@ -94,6 +107,16 @@ class TeacherConfig:
 
 
 @dataclass
+class LossConfig:
+    centering: str = "ema"
+    """What keeps the teacher's outputs from collapsing: ema (a moving average of them is subtracted; DINO) or
+    sinkhorn_knopp (prototypes are balanced over the global batch in three iterations; SwAV, DINOv2)."""
+    koleo_weight: float = 0.0
+    """Weight of the KoLeo loss, which spreads the student's features of the global views evenly (Sablayrolles et al. 2019;
+    0.1 in DINOv2); over the samples that go through a device together."""
+
+
+@dataclass
 class LrSchedulerConfig:
     name: str = "cosine"
     """cosine."""
@@ -110,11 +133,17 @@ class OptimConfig:
     epochs: int = 50
     """Passes over the dataset."""
     lr: float = 0.0005
-    """Learning rate after the warmup for a batch of 256; scaled by batch_size / 256."""
+    """Learning rate after the warmup for a batch of 256; scaled as lr_scaling says."""
+    lr_scaling: str = "linear"
+    """linear (· batch_size / 256) or sqrt (· its square root; usual for AdamW at large batches)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it (Clark et al. 2020); 1 for none, 0.9 in DINOv2."""
     warmup_epochs: float = 3.0
     """Epochs over which the learning rate rises linearly from 0."""
     clip_grad: float = 3.0
-    """Each tensor's gradient is scaled down to this L2 norm; 0 for no clipping."""
+    """Gradients are scaled down to this L2 norm; 0 for no clipping."""
+    clip: str = "tensor"
+    """What that norm is of: tensor (each by itself, as in DINO) or global (all together)."""
     freeze_last_layer_epochs: int = 1
     """Epochs in which the prototypes do not move."""
     max_steps: int | None = None
@@ -253,7 +282,86 @@ class SpeedConfig:
     prefetch_factor: int = 2
     """Batches that each loader process keeps ready."""
     precision: str = "auto"
-    """auto (bf16 where the device computes in it, fp32 elsewhere), bf16 or fp32."""
+    """auto (bf16 where the device computes in it, fp32 elsewhere), bf16, fp16 (with a loss scale) or fp32."""
+    tf32: bool = True
+    """Let float32 matrix products on a GPU round their inputs to TF32's 10 bits."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of each block and compute it again in the backward pass: less memory, a third slower."""
+    sharding: str = "none"
+    """none (each rank holds all weights; DDP) or fsdp (each holds its share of weights and optimizer state; FSDP2, for
+    vit_large and vit_huge)."""
+
+
+@dataclass
+class MonitorConfig:
+    warn: bool = True
+    """Say so when a run collapses, stays at ln K, or diverges."""
+    stop: bool = False
+    """Stop such a run."""
+
+
+@dataclass
+class KnnConfig:
+    query_dataset_path: str | None = None
+    """DATASET[:SUBSET] with labels whose samples are the neighbours; null for no evaluation."""
+    test_dataset_path: str | None = None
+    """DATASET[:SUBSET] with the same labels whose samples are classified."""
+    nb_knn: int = 20
+    """Neighbours k."""
+    temperature: float = 0.07
+    """T of their weights exp(cosine / T)."""
+    batch_size_per_gpu: int = 256
+    """Samples that go through a device at once."""
+    image_size: int | None = None
+    """Side that images are resized to, px; null for crops.global.size."""
+    overlap: str = "refuse"
+    """When a test slide is also trained on: refuse or warn."""
+
+
+@dataclass
+class EarlyStoppingConfig:
+    enable: bool = False
+    """Stop when the teacher's figure no longer grows."""
+    tracking: str = "auc"
+    """The figure: auc (AUROC), acc or balanced_acc."""
+    min_max: str = "max"
+    """max (larger is better) or min."""
+    patience: int = 20
+    """Evaluations without a new best before the run stops."""
+    min_epoch: int = 30
+    """Epochs that are run in any case."""
+
+
+@dataclass
+class TuneConfig:
+    """A k-nearest-neighbours classification of labelled images while the run goes on."""
+
+    tune_every: int = 1
+    """Epochs between evaluations; 0 for none."""
+    tune_every_steps: int = 0
+    """Optimizer steps between evaluations; 0 for none."""
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+@dataclass
+class WandbConfig:
+    enable: bool = False
+    """Log to Weights & Biases too (pip install 'dinowds[wandb]')."""
+    project: str = "dinowds"
+    """Name of the project."""
+    mode: str = "offline"
+    """offline (files in the run folder, for 'wandb sync') or online, with the key of 'wandb login' or WANDB_API_KEY."""
+
+
+@dataclass
+class MlflowConfig:
+    enable: bool = False
+    """Log to MLflow too (pip install 'dinowds[mlflow]')."""
+    experiment: str = "dinowds"
+    """Name of the experiment."""
+    uri: str | None = None
+    """Tracking server; null for MLFLOW_TRACKING_URI, else files in the run folder."""
 
 
 @dataclass
@@ -265,10 +373,15 @@ class RunConfig:
     train: TrainConfig
     student: StudentConfig
     teacher: TeacherConfig
+    loss: LossConfig
     optim: OptimConfig
     crops: CropsConfig | RegionCropsConfig
     data: DataConfig
     speed: SpeedConfig
+    monitor: MonitorConfig
+    tune: TuneConfig
+    wandb: WandbConfig
+    mlflow: MlflowConfig
 
 
 @dataclass
@@ -280,10 +393,15 @@ class PatchConfig(RunConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
     student: PatchStudentConfig = field(default_factory=PatchStudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
 
 
 @dataclass
@@ -295,10 +413,15 @@ class RegionConfig(RunConfig):
     train: TrainConfig = field(default_factory=lambda: TrainConfig(save_every=10))
     student: RegionStudentConfig = field(default_factory=RegionStudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=125, warmup_epochs=10.0))
     crops: RegionCropsConfig = field(default_factory=RegionCropsConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(chunk_size=8))
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
 
 
 CONFIGS: dict[Kind, type[PatchConfig] | type[RegionConfig]] = {"image": PatchConfig, "region": RegionConfig}
@@ -313,6 +436,8 @@ FREE_TO_CHANGE = frozenset(
         "train.log_every",
         "train.save_every",
         "train.save_every_steps",
+        "train.max_bad_steps",
+        "train.compile",
         "optim.max_steps",
         "data.cache_dir",
         "data.cache_gib",
@@ -321,10 +446,12 @@ FREE_TO_CHANGE = frozenset(
         "data.verify_digests",
         "speed.num_workers",
         "speed.prefetch_factor",
+        "speed.checkpoint_activations",
+        "speed.sharding",
     }
 )
-"""Keys that may differ when a run goes on: they decide how it is computed, not what."""
-
+"""Keys that may differ when a run goes on: they decide how it is computed, not what. So may those of `_WATCHING`."""
+_WATCHING = ("monitor.", "tune.", "wandb.", "mlflow.")
 
 _FREE_FORM = frozenset({"data.weights"})  # whose keys are names of the user's own
 
@@ -415,7 +542,7 @@ def differences(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """
     new = flatten(to_dict(config))
     old = flatten(to_dict(CONFIGS[config.kind]())) | flatten(saved)
-    free = FREE_TO_CHANGE
+    free = FREE_TO_CHANGE | {key for key in new if key.startswith(_WATCHING)}
     if config.student.use_bn_in_head:  # whose statistics are of the samples that go through the device together
         free -= {"train.max_batch_per_device"}
     keys = sorted((old.keys() | new.keys()) - free)
@@ -440,8 +567,8 @@ def check_config(config: RunConfig) -> None:
 
 
 def _rules(config: RunConfig) -> list[_Rule]:
-    train, student, teacher, optim, data, speed = (
-        config.train, config.student, config.teacher, config.optim, config.data, config.speed
+    train, student, teacher, optim, data, speed, tune = (
+        config.train, config.student, config.teacher, config.optim, config.data, config.speed, config.tune
     )  # fmt: skip
     at_least_one = {
         "train.batch_size": train.batch_size,
@@ -449,7 +576,8 @@ def _rules(config: RunConfig) -> list[_Rule]:
         "train.save_every": train.save_every,
         "train.keep_checkpoints": train.keep_checkpoints,
         "train.log_every": train.log_every,
-        "student.out_dim": student.out_dim,
+        "train.max_bad_steps": train.max_bad_steps,
+        "student.out_dim": student.out_dim if isinstance(student.out_dim, int) else None,
         "student.depth": student.depth,
         "optim.epochs": optim.epochs,
         "optim.max_steps": optim.max_steps,
@@ -458,6 +586,10 @@ def _rules(config: RunConfig) -> list[_Rule]:
         "data.partitions": data.partitions,
         "data.max_per_slide": data.max_per_slide,
         "speed.prefetch_factor": speed.prefetch_factor,
+        "tune.knn.nb_knn": tune.knn.nb_knn,
+        "tune.knn.batch_size_per_gpu": tune.knn.batch_size_per_gpu,
+        "tune.knn.image_size": tune.knn.image_size,
+        "tune.early_stopping.patience": tune.early_stopping.patience,
     }
     not_negative = {
         "train.save_every_steps": train.save_every_steps,
@@ -471,6 +603,11 @@ def _rules(config: RunConfig) -> list[_Rule]:
         "data.read_ahead": data.read_ahead,
         "data.cache_gib": data.cache_gib,
         "speed.num_workers": 0 if speed.num_workers is None else speed.num_workers,
+        "student.registers": student.registers,
+        "loss.koleo_weight": config.loss.koleo_weight,
+        "tune.tune_every": tune.tune_every,
+        "tune.tune_every_steps": tune.tune_every_steps,
+        "tune.early_stopping.min_epoch": tune.early_stopping.min_epoch,
     }
     return [
         *_at_least_one(at_least_one),
@@ -480,7 +617,24 @@ def _rules(config: RunConfig) -> list[_Rule]:
         ),
         _one_of("student.pos_interpolation", student.pos_interpolation, "timm", "size", "dino"),
         _one_of("optim.lr_scheduler.name", optim.lr_scheduler.name, "cosine"),
-        _one_of("speed.precision", speed.precision, "auto", "bf16", "fp32"),
+        _one_of("speed.precision", speed.precision, "auto", "bf16", "fp16", "fp32"),
+        _one_of("speed.sharding", speed.sharding, "none", "fsdp"),
+        _one_of("loss.centering", config.loss.centering, "ema", "sinkhorn_knopp"),
+        _one_of("optim.lr_scaling", optim.lr_scaling, "linear", "sqrt"),
+        _one_of("optim.clip", optim.clip, "tensor", "global"),
+        _one_of("tune.knn.overlap", tune.knn.overlap, "refuse", "warn"),
+        _one_of("tune.early_stopping.tracking", tune.early_stopping.tracking, "auc", "acc", "balanced_acc"),
+        _one_of("tune.early_stopping.min_max", tune.early_stopping.min_max, "max", "min"),
+        _one_of("wandb.mode", config.wandb.mode, "offline", "online"),
+        (
+            "student.out_dim",
+            student.out_dim,
+            isinstance(student.out_dim, int) or student.out_dim == "auto",
+            "a number or auto",
+        ),
+        ("student.layer_scale", student.layer_scale, student.layer_scale is None or student.layer_scale > 0, "above 0"),
+        ("optim.layer_decay", optim.layer_decay, 0 < optim.layer_decay <= 1, "above 0, at most 1"),
+        ("tune.knn.temperature", tune.knn.temperature, tune.knn.temperature > 0, "above 0"),
         ("student.drop_path_rate", student.drop_path_rate, 0 <= student.drop_path_rate < 1, "0 ≤ rate < 1"),
         ("teacher.momentum_teacher", teacher.momentum_teacher, 0 <= teacher.momentum_teacher <= 1, "0 to 1"),
         ("teacher.teacher_temp", teacher.teacher_temp, teacher.teacher_temp > 0, "above 0"),

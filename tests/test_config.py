@@ -244,7 +244,7 @@ def test_crops__earlier_name_is_told_the_new_one(tmp_path: Path, earlier: str, n
         ("data.cache_gib=-1", "data.cache_gib is -1, expected 0 or more"),
         ("data.cache_gib=.nan", "data.cache_gib is nan, expected a finite number"),
         ("data.cache_gib=.inf", "data.cache_gib is inf, expected a finite number"),
-        ("speed.precision=fp8", "speed.precision is fp8, expected one of auto, bf16, fp32"),
+        ("speed.precision=fp8", "speed.precision is fp8, expected one of auto, bf16, fp16, fp32"),
     ],
 )
 def test_load_config__bad_override_is_named(override: str, message: str) -> None:
