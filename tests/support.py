@@ -7,8 +7,12 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,6 +69,22 @@ def dinowds_command(*arguments: object) -> list[str]:
 def run_dinowds(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run `dinowds` as a user would; output is captured as text."""
     return subprocess.run(dinowds_command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@contextmanager
+def started(command: Sequence[object], limit: float = 180, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process with text pipes that is killed after `limit` seconds or at the block's end, so that nothing waits for it
+    for ever.
+    """
+    with subprocess.Popen([str(part) for part in command], text=True, **options) as process:
+        watchdog = threading.Timer(limit, process.kill)
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.kill()
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dinowds.files import atomic_write, cache_folder, fsync_folder, lock_file, open_regular, waiting_lock
+from tests.support import started
 
 TRY_LOCK = "import sys, pathlib, dinowds.files as f\nwith f.lock_file(pathlib.Path(sys.argv[1])): pass"
 
@@ -123,7 +124,7 @@ def test_waiting_lock__ends_with_a_killed_holder_whose_child_lives(tmp_path: Pat
         "    os.read(here, 1)\n    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+    with started(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         child = int(holder.stdout.readline())
         holder.wait()

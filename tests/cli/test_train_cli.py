@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TINY_RUN, dinowds_command, run_dinowds
+from tests.support import TINY_RUN, dinowds_command, run_dinowds, started
 
 HEAVY = ("torch", "torchvision", "timm", "webdataset", "numpy", "pyarrow", "simplejpeg", "omegaconf", "PIL")
 
@@ -106,7 +106,7 @@ def test_train__mistake_is_one_clear_line(
 def test_train__ctrl_c_saves_and_exits_75(dataset_path: Path, tmp_path: Path) -> None:
     arguments = ["train", "patch", "--data", dataset_path, "--out", tmp_path / "run", *TINY_RUN]
     command = dinowds_command(*arguments, "optim.max_steps=null", "optim.epochs=1000", "speed.num_workers=1")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with started(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stderr
         assert "training" in process.stderr.readline()
         metrics = tmp_path / "run" / "metrics.jsonl"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.support import wait_until_gone
+from tests.support import started, wait_until_gone
 
 SCRIPT = """
 import sys
@@ -45,16 +46,16 @@ def test_program__leaves_nothing(
     script.write_text(SCRIPT)
     before = shared_memory()
     arguments = [str(dataset_path), start_method, "break" if end is None else "endless"]
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(script), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as program:
+    command = [sys.executable, "-W", "ignore", script, *arguments]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "running\n"
         if end is not None:
             program.send_signal(end)
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(timeout=15)
+        if program.poll() is None and end == signal.SIGINT:
+            program.send_signal(end)  # Python drops a KeyboardInterrupt that comes within a finalizer
         program.wait(timeout=15)
         if end is None:
             assert program.returncode == 0

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from dinowds.embed.patches.embed import embed_patches
 from dinowds.embed.patches.job import PatchOptions
 from dinowds.embed.patches.reader import read_features
 from dinowds.errors import DinowdsError
-from tests.support import dinowds_command, wait_until_gone
+from tests.support import dinowds_command, started, wait_until_gone
 
 Start = Callable[..., ForkServerProcess]
 _SECONDS = 120
@@ -158,8 +157,7 @@ def test_embed__signal_ends_it_in_one_line(
     """Ctrl-C reaches all processes of a terminal; a batch system's SIGTERM perhaps one."""
     out = tmp_path / "features"
     arguments = command(coded_path, weights_path, out, "--nproc", nproc, "--workers", 1)
-    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(arguments, **pipes, start_new_session=True) as process:
+    with started(arguments, stderr=subprocess.PIPE, start_new_session=True) as process:
         while process.poll() is None and not out.exists():
             time.sleep(0.002)
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)

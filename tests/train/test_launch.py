@@ -14,7 +14,7 @@ from dinowds.errors import ConfigError
 from dinowds.train.checkpoint import load_checkpoint
 from dinowds.train.devices import micro_batch_size
 from dinowds.world import World, available_cores, first_host, rendezvous
-from tests.support import TINY_RUN, dinowds_command, free_port, run_dinowds, wait_until_gone
+from tests.support import TINY_RUN, dinowds_command, free_port, run_dinowds, started, wait_until_gone
 
 ARGUMENTS = [*TINY_RUN, "student.drop_path_rate=0"]
 
@@ -98,7 +98,7 @@ def test_train__signal_to_all_processes_saves_and_exits_75(
     run = tmp_path / "run"
     arguments = ["train", "patch", "--data", dataset_path, "--out", run, *ARGUMENTS, "train.save_every_steps=0"]
     command = dinowds_command(*arguments, *extra, "optim.epochs=2000", "optim.max_steps=null")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with started(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stderr
         assert "training vit_tiny" in process.stderr.readline()
         while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
@@ -118,7 +118,7 @@ def test_train__signal_to_one_rank_stops_all_of_them(dataset_path: Path, tmp_pat
     run = tmp_path / "run"
     arguments = ["train", "patch", "--data", dataset_path, "--out", run, *ARGUMENTS, "train.save_every_steps=0"]
     command = dinowds_command(*arguments, "--nproc", 2, "optim.epochs=2000", "optim.max_steps=null")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stderr=subprocess.PIPE) as process:
         assert process.stderr
         assert "training vit_tiny" in process.stderr.readline()
         while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
