@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,15 @@ from dinowds.errors import ConfigError
 from dinowds.model.architecture import Architecture, size_of
 from dinowds.model.head import DinoHead
 from dinowds.model.vit import ImageViT, build_backbone
+
+
+class Outputs(NamedTuple):
+    """Of N views."""
+
+    features: Tensor
+    """[N, D]: class tokens of the backbone."""
+    logits: Tensor
+    """[N, K]: of the head, over prototypes."""
 
 
 class DinoModel(nn.Module):
@@ -24,13 +34,14 @@ class DinoModel(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Tensors of equal-sized views, [V_i · B, 3, S_i, S_i] or [V_i · B, s_i, s_i, C] → logits [Σ V_i · B, K], in
-        the same order.
+    def forward(self, views: Sequence[Tensor]) -> Outputs:
+        """Tensors of equal-sized views, [V_i · B, 3, S_i, S_i] or [V_i · B, s_i, s_i, C] → outputs of all N = Σ V_i · B,
+        in the same order.
 
         One call of the backbone for each size, one of the head for all.
         """
-        return self.head(torch.cat([self.backbone(group) for group in views]))  # type: ignore[no-any-return]
+        features = torch.cat([self.backbone(group) for group in views])
+        return Outputs(features, self.head(features))
 
 
 def architecture_of(config: RunConfig) -> Architecture:
@@ -50,13 +61,24 @@ def architecture_of(config: RunConfig) -> Architecture:
     return Architecture("region", size, config.student.input_dim, 1, side, student.pos_interpolation)
 
 
+def num_prototypes(student: StudentConfig) -> int:
+    """K, with `auto` resolved.
+
+    Raises:
+        ConfigError: it is `auto` still.
+    """
+    if not isinstance(student.out_dim, int):
+        raise ConfigError(f"student.out_dim is {student.out_dim}; give a number")
+    return student.out_dim
+
+
 def build_pair(architecture: Architecture, student: StudentConfig) -> tuple[DinoModel, DinoModel]:
     """Student and teacher with equal weights. The teacher has no stochastic depth and takes no gradient."""
     width = architecture.size.embed_dim
 
     def build(drop_path_rate: float) -> DinoModel:
         backbone = build_backbone(architecture, drop_path_rate)
-        return DinoModel(backbone, DinoHead(width, student.out_dim, student.use_bn_in_head, student.norm_last_layer))
+        return DinoModel(backbone, DinoHead(width, num_prototypes(student), student.use_bn_in_head, student.norm_last_layer))
 
     learner, teacher = build(student.drop_path_rate), build(0.0)
     teacher.load_state_dict(learner.state_dict())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,6 +51,29 @@ def computes_bf16(device: torch.device) -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+@contextmanager
+def numerics(device: torch.device, tf32: bool, deterministic: bool) -> Iterator[None]:
+    """What float32 products and the choice of kernels are to be, whatever was set before, which is restored.
+
+    On the CPU products are exact in any case: there `tf32` would mean bfloat16.
+    """
+    precision, algorithms = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.set_float32_matmul_precision("high" if tf32 and device.type == "cuda" else "highest")
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(algorithms)
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """Of a resolved precision; None for float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
 def choose_num_workers(asked: int | None, world: World, device: torch.device) -> int:

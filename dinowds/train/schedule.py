@@ -29,6 +29,17 @@ def linear_warmup(epoch: int, start: float, end: float, warmup_epochs: int) -> f
     return start + (end - start) * epoch / (warmup_epochs - 1) if warmup_epochs > 1 else start
 
 
+def peak_lr(lr: float, scaling: str, batch_size: int) -> float:
+    """The learning rate after the warmup: lr · batch / 256 (`linear`, as in DINO; Goyal et al. 2017) or
+    lr · √(batch / 256) (`sqrt`, as in DINOv2; Krizhevsky 2014).
+
+    Args:
+        batch_size: samples of a global batch.
+    """
+    ratio = batch_size / REFERENCE_BATCH
+    return lr * (math.sqrt(ratio) if scaling == "sqrt" else ratio)
+
+
 @dataclass(frozen=True)
 class StepValues:
     """What the schedules say for one step."""
@@ -41,13 +52,13 @@ class StepValues:
 
 
 def values_at(config: RunConfig, steps_per_epoch: int, step: int) -> StepValues:
-    """All schedules at one step. The peak learning rate is `optim.lr` · batch / 256."""
+    """All schedules at one step, counted from 0."""
     optim, teacher = config.optim, config.teacher
     num_steps, epoch = optim.epochs * steps_per_epoch, step // steps_per_epoch
     scheduler = optim.lr_scheduler
-    peak_lr = optim.lr * config.train.batch_size / REFERENCE_BATCH
+    lr = peak_lr(optim.lr, optim.lr_scaling, config.train.batch_size)
     return StepValues(
-        lr=warmup_cosine(step, peak_lr, scheduler.min_lr, num_steps, round(optim.warmup_epochs * steps_per_epoch)),
+        lr=warmup_cosine(step, lr, scheduler.min_lr, num_steps, round(optim.warmup_epochs * steps_per_epoch)),
         weight_decay=cosine(step, scheduler.weight_decay, scheduler.weight_decay_end, num_steps),
         momentum=cosine(step, teacher.momentum_teacher, 1.0, num_steps),
         teacher_temperature=linear_warmup(

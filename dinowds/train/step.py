@@ -99,8 +99,8 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
             with _autocast(settings):
                 groups = [_model_input(group, settings.autocast_dtype or torch.float32) for group in part]
                 with torch.no_grad():
-                    teacher_logits = learner.teacher(groups[:1]).float().unflatten(0, (num_teacher_views, size))
-                student_logits = learner.replicated(groups).unflatten(0, (-1, size))
+                    teacher_logits = learner.teacher(groups[:1]).logits.float().unflatten(0, (num_teacher_views, size))
+                student_logits = learner.replicated(groups).logits.unflatten(0, (-1, size))
             targets = teacher_targets(teacher_logits, learner.centre, values.teacher_temperature)
             loss = dino_loss(student_logits, targets)
             (loss * (size / rank_batch)).backward()  # type: ignore[no-untyped-call]
