@@ -1,0 +1,110 @@
+"""What a run learns: student, teacher, optimizer and centre; how they begin and how they are saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dinowds.config import RunConfig
+from dinowds.model.dino import DinoModel, architecture_of, build_pair, num_prototypes
+from dinowds.train import dist
+from dinowds.train.optim import build_optimizer
+
+_LOSS_SCALE = 2.0**16
+_MOST_LOSS_SCALE = 2.0**24
+_STEPS_TO_GROW = 2000
+
+
+@dataclass
+class LossScale:
+    """What float16 gradients are multiplied with so that small ones do not vanish: halved after a step that overflowed,
+    doubled after 2,000 that did not. (Micikevicius et al. 2018.)
+    """
+
+    value: Tensor
+    """0-d, float32."""
+    good_steps: Tensor
+    """0-d, float32: since it last changed."""
+
+    @classmethod
+    def on(cls, device: torch.device) -> LossScale:
+        return cls(torch.tensor(_LOSS_SCALE, device=device), torch.tensor(0.0, device=device))
+
+    def update(self, is_bad: Tensor) -> None:
+        """Without waiting for the device."""
+        good_steps = (self.good_steps + 1) * (1 - is_bad)
+        grows = good_steps >= _STEPS_TO_GROW
+        factor = torch.where(is_bad > 0, 0.5, torch.where(grows, 2.0, 1.0))
+        self.value.mul_(factor).clamp_(1.0, _MOST_LOSS_SCALE)
+        self.good_steps.copy_(torch.where(grows, 0.0, good_steps))
+
+
+@dataclass
+class Learner:
+    """All that a step changes."""
+
+    student: DinoModel
+    replicated: nn.Module
+    """The student, or its DistributedDataParallel."""
+    teacher: DinoModel
+    optimizer: torch.optim.Optimizer
+    centre: Tensor
+    """[K], float32."""
+    loss_scale: LossScale | None = None
+    """For float16 alone."""
+    trained: list[nn.Parameter] = field(init=False)
+    """Those of the student that take a gradient."""
+
+    def __post_init__(self) -> None:
+        self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+
+
+def initial_models(config: RunConfig) -> tuple[DinoModel, DinoModel]:
+    """Student and teacher as a run with this configuration begins: their weights come from `train.seed`."""
+    torch.manual_seed(int(np.random.SeedSequence(config.train.seed).generate_state(1)[0]))
+    return build_pair(architecture_of(config), config.student)
+
+
+def build_learner(config: RunConfig, device: torch.device) -> Learner:
+    """What a run with this configuration begins with, on `device`."""
+    student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config))
+    for model in (student, teacher):
+        if config.speed.checkpoint_activations:
+            model.backbone.set_grad_checkpointing()
+        if config.train.compile:
+            for block in model.backbone.blocks:
+                block.compile()
+    return Learner(
+        student=student,
+        replicated=dist.replicate(student, device),
+        teacher=teacher,
+        optimizer=build_optimizer(student, config.optim.layer_decay),
+        centre=torch.zeros(num_prototypes(config.student), device=device),
+        loss_scale=LossScale.on(device) if config.speed.precision == "fp16" else None,
+    )
+
+
+def learner_state(learner: Learner) -> dict[str, Any]:
+    """For a checkpoint: `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `loss_scale` [2] or None."""
+    scale = learner.loss_scale
+    return {
+        "student": learner.student.state_dict(),
+        "teacher": learner.teacher.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "dino_loss": {"center": learner.centre[None]},
+        "loss_scale": torch.stack([scale.value, scale.good_steps]) if scale else None,
+    }
+
+
+def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
+    """Raise KeyError, RuntimeError or ValueError where `state` is of another model."""
+    learner.student.load_state_dict(state["student"])
+    learner.teacher.load_state_dict(state["teacher"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.centre.copy_(state["dino_loss"]["center"][0])
+    if learner.loss_scale and state.get("loss_scale") is not None:
+        learner.loss_scale.value, learner.loss_scale.good_steps = state["loss_scale"].to(learner.centre.device)
