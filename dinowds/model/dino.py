@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,6 +71,14 @@ def num_prototypes(student: StudentConfig) -> int:
     if not isinstance(student.out_dim, int):
         raise ConfigError(f"student.out_dim is {student.out_dim}; give a number")
     return student.out_dim
+
+
+def auto_prototypes(num_samples: int) -> int:
+    """K for `student.out_dim=auto`: the power of two nearest to a twentieth of the samples, 1,024 to 65,536.
+
+    A twentieth is the share that DINO has on ImageNet: 65,536 prototypes for 1.28 million images.
+    """
+    return 2 ** min(16, max(10, round(math.log2(max(1, num_samples) / 20))))
 
 
 def build_pair(architecture: Architecture, student: StudentConfig) -> tuple[DinoModel, DinoModel]:

@@ -30,9 +30,10 @@ def teacher_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tenso
 def sinkhorn_targets(
     logits: Tensor, temperature: float, all_reduce: Callable[[Tensor], Tensor], num_iterations: int = 3
 ) -> Tensor:
-    """Targets that use all prototypes about equally: exp(T / τ_t), its prototypes and its views brought to equal sums in
-    turn; float32 [Q, B, K], each view's sum is 1. (Sinkhorn 1967, Cuturi 2013; Caron et al. 2020, SwAV, §3.1. As in
-    DINOv2, Oquab et al. 2023, §4, in the place of centring, over all global views of the global batch together.)
+    """Targets that use all prototypes about equally: exp(T / τ_t), whose prototypes and views are scaled to equal sums
+    in turn; float32 [Q, B, K], 1 over K in the end. Over all global views of the global batch together.
+
+    In the place of centring (Sinkhorn 1967, Cuturi 2013; SwAV, Caron et al. 2020, §3.1; DINOv2, Oquab et al. 2023, §4).
 
     Args:
         logits: T, [Q, B, K], of the global views of all samples of this rank.

@@ -19,7 +19,7 @@ def build_optimizer(model: DinoModel, layer_decay: float = 1.0) -> torch.optim.A
     """AdamW (0.9, 0.999; 1e-8), without weight decay on biases and other 1-D tensors.
 
     `pos_embed`, `cls_token` and `last_layer.weight_g` are decayed, as in DINO. Rates are set each step. Groups say
-    whether they are `decayed`, and by which `lr_scale` their learning rate is multiplied (`layer_scale_of`).
+    whether they are `decayed`, and by which `lr_scale` their learning rate is multiplied (`lr_scale_of`).
     """
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     depth = len(model.backbone.blocks)

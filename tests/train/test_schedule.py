@@ -43,3 +43,12 @@ def test_values_at__reference_numbers() -> None:
     assert last.momentum == pytest.approx(1.0, abs=1e-6)
     assert [values_at(config, 100, step).freeze_last_layer for step in (0, 99, 100)] == [True, True, False]
     assert start.teacher_temperature == 0.04
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("linear", 4.0), ("sqrt", 2.0)])
+def test_values_at__scales_the_peak_with_the_batch(scaling: str, factor: float) -> None:
+    config = PatchConfig()
+    config.train.batch_size, config.optim.lr_scaling = 1024, scaling
+    assert values_at(config, 100, 299).lr == pytest.approx(0.0005 * factor)
+    config.train.batch_size = 256
+    assert values_at(config, 100, 299).lr == pytest.approx(0.0005)
