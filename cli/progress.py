@@ -1,19 +1,77 @@
-"""How a training run looks: a live bar on a terminal, plain lines elsewhere."""
+"""How a training run looks: a live bar on a terminal, plain lines elsewhere; a table that grows by a row an epoch."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from dinowds.train.monitor import Observer
+    from dinowds.train.monitor import EpochSummary, Observer
     from dinowds.train.monitor import Progress as RunProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
+_ROWS_BETWEEN_HEADS = 20
+_KNN = "knn/teacher/accuracy"
+
+
+class _Column(NamedTuple):
+    head: str
+    figure: str
+    """Its name in metrics.jsonl."""
+    width: int
+    form: str
+
+
+_COLUMNS = (
+    _Column("loss", "loss", 7, ".3f"),
+    _Column("÷ ln K", "loss_share", 7, ".1%"),
+    _Column("KL", "kl", 6, ".3f"),
+    _Column("in use", "prototypes_in_use", 6, ",.0f"),
+    _Column("spread", "teacher_std", 6, ".2f"),
+    _Column("gradient", "gradient_norm/all", 8, ".3g"),
+    _Column("kNN", _KNN, 6, ".1%"),
+    _Column("img/s", "images_per_second", 7, ",.0f"),
+    _Column("waiting", "waiting_share", 7, ".1%"),
+    _Column("MFU", "mfu", 6, ".1%"),
+    _Column("GiB", "peak_memory_gib", 5, ".1f"),
+)
+
+
+class EpochTable:
+    """Lines of a table of epochs: its head at first, after some rows, and when there are other columns."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[_Column, ...] = ()
+        self._rows = 0
+
+    def head(self, figures: Mapping[str, float]) -> str | None:
+        """The head, if it is due before a row of these figures."""
+        columns = tuple(column for column in _COLUMNS if column.figure in figures or column in self._shown)
+        is_due = columns != self._shown or self._rows % _ROWS_BETWEEN_HEADS == 0
+        self._shown = columns
+        return (
+            "  ".join([f"{'epoch':>9}", f"{'time':>8}", *(f"{c.head:>{c.width}}" for c in columns)]) if is_due else None
+        )
+
+    def row(self, summary: EpochSummary) -> str:
+        self._rows += 1
+        cells = [_cell(column, summary.figures) for column in self._shown]
+        return "  ".join([f"{f'{summary.epoch}/{summary.num_epochs}':>9}", f"{_duration(summary.seconds):>8}", *cells])
+
+
+def _cell(column: _Column, figures: Mapping[str, float]) -> str:
+    return f"{figures[column.figure]:>{column.width}{column.form}}" if column.figure in figures else " " * column.width
+
+
+def _duration(seconds: float) -> str:
+    """h:mm:ss, also of more than a day."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
 
 
 def describe(progress: RunProgress) -> str:
@@ -21,9 +79,10 @@ def describe(progress: RunProgress) -> str:
     m = progress.metrics
     parts = [f"epoch {progress.epoch}/{progress.num_epochs}"]
     if "loss" in m:
-        parts += [f"loss {m['loss']:.3f}", f"lr {m['lr']:.2e}", f"{m['images_per_second']:.0f} img/s"]
+        share = f" ({m['loss_share']:.0%} of ln K)" if "loss_share" in m else ""
+        parts += [f"loss {m['loss']:.3f}{share}", f"lr {m['lr']:.2e}", f"{m['images_per_second']:.0f} img/s"]
         parts += [f"waiting {m['waiting_share']:.0%}"]
-    parts += [f"kNN {m['knn_teacher']:.3f}"] if "knn_teacher" in m else []
+    parts += [f"kNN {m[_KNN]:.1%}"] if _KNN in m else []
     return "  ".join(parts)
 
 
@@ -36,9 +95,16 @@ class BarObserver:
         self._bar = Progress(*columns, console=console, refresh_per_second=4)
         self._task = self._bar.add_task("starting", total=None)
         self._first: int | None = None
+        self._table = EpochTable()
 
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
+
+    def epoch(self, summary: EpochSummary) -> None:
+        if head := self._table.head(summary.figures):
+            self._console.print(head, markup=False, highlight=False, style="bold", overflow="ellipsis", no_wrap=True)
+        row = self._table.row(summary)
+        self._console.print(row, markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
 
     def progress(self, progress: RunProgress) -> None:
         if self._first is None:  # steps of an earlier call are done already and say nothing of the speed
@@ -61,6 +127,7 @@ class LineObserver:
         self._start = self._written_at = time.monotonic()
         self._first: int | None = None
         self._unwritten: RunProgress | None = None
+        self._table = EpochTable()
 
     def message(self, text: str) -> None:
         if self._unwritten and self._unwritten.step == self._unwritten.num_steps:
@@ -75,6 +142,11 @@ class LineObserver:
         if now - self._written_at >= _SECONDS_BETWEEN_LINES:
             self._write(progress, now)
 
+    def epoch(self, summary: EpochSummary) -> None:
+        for line in (self._table.head(summary.figures), self._table.row(summary)):
+            if line:
+                self.message(line)
+
     def close(self) -> None:
         if self._unwritten:
             self._write(self._unwritten, time.monotonic())
@@ -83,7 +155,7 @@ class LineObserver:
         assert self._first is not None
         self._written_at, self._unwritten = now, None
         pace = (now - self._start) / max(1, progress.step - self._first)
-        left = time.strftime("%H:%M:%S", time.gmtime(pace * (progress.num_steps - progress.step)))
+        left = _duration(pace * (progress.num_steps - progress.step))
         self.message(f"step {progress.step}/{progress.num_steps}  {describe(progress)}  left {left}")
 
 

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import interruptible
+from .shared import interruptible, print_error, print_notice
 
 if TYPE_CHECKING:
     from dinowds.config import Kind, RunConfig
 
 app = typer.Typer(help="Pretrain a Vision Transformer with DINO.", no_args_is_help=True)
 
-Out = Annotated[Path, typer.Option(help="Run folder. The same command on it goes on.", show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATASET[:SUBSET]",
+        help="Folder or URL that 'dinowds shard' wrote, or a name such as Pathology:root=/data.",
+        show_default="that of a reference's YAML",
+    ),
+]
+Regions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATASET[:SUBSET]",
+        help="Folder or URL of regions, that 'dinowds embed region' wrote, or 'dinowds shard' from .pt files.",
+        show_default="that of a reference's YAML",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Run folder. The same command on it goes on.", show_default="that of a reference's YAML"),
+]
+PatchYaml = Annotated[
+    Path | None,
+    typer.Option(help="YAML file; configs/patch.yaml shows all keys. Those of the reference are taken too."),
+]
+RegionYaml = Annotated[
+    Path | None,
+    typer.Option(help="YAML file; configs/region.yaml shows all keys. Those of the reference are taken too."),
+]
 Nproc = Annotated[int, typer.Option(help="Processes on this host, one for each GPU.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as optim.lr=1e-4 train.seed=1.")
@@ -24,12 +51,9 @@ Overrides = Annotated[
 
 @app.command()
 def patch(
-    data: Annotated[
-        str,
-        typer.Option(metavar="DATASET[:SUBSET]", help="Folder or URL that 'dinowds shard' wrote.", show_default=False),
-    ],
-    out: Out,
-    config: Annotated[Path | None, typer.Option(help="YAML file; configs/patch.yaml shows all keys.")] = None,
+    data: Data = None,
+    out: Out = None,
+    config: PatchYaml = None,
     nproc: Nproc = 1,
     overrides: Overrides = None,
 ) -> None:
@@ -42,16 +66,9 @@ def patch(
 
 @app.command()
 def region(
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="DATASET[:SUBSET]",
-            help="Folder or URL of regions, that 'dinowds embed region' wrote, or 'dinowds shard' from .pt files.",
-            show_default=False,
-        ),
-    ],
-    out: Out,
-    config: Annotated[Path | None, typer.Option(help="YAML file; configs/region.yaml shows all keys.")] = None,
+    data: Regions = None,
+    out: Out = None,
+    config: RegionYaml = None,
     nproc: Nproc = 1,
     overrides: Overrides = None,
 ) -> None:
@@ -62,16 +79,54 @@ def region(
     _train("region", data, out, config, nproc, overrides)
 
 
-def _train(kind: Kind, data: str, out: Path, config: Path | None, nproc: int, overrides: list[str] | None) -> None:
-    from dinowds.config import load_config
+def _train(
+    kind: Kind, data: str | None, out: Path | None, config: Path | None, nproc: int, overrides: list[str] | None
+) -> None:
+    from dinowds.config import load_run
+    from dinowds.world import World
 
-    loaded = load_config(config, overrides or [], kind)
+    world = World.from_environment()
+    is_first = world.rank == 0
+    loaded = load_run(config, overrides or [], kind, max(nproc, world.size))
+    data = _given("--data", data or loaded.data, "the dataset", "train.dataset_path")
+    out = Path(_given("--out", out or loaded.out, "the run folder", "train.output_dir"))
+    for line in loaded.notices if is_first else ():
+        print_notice(line)
+    with interruptible():
+        data, opened = _open_in_place(data, loaded.config, is_first)
     if nproc == 1:
-        run_rank(data, out, loaded)
+        run_rank(data, out, opened)
         return
     from dinowds.train.launch import launch
 
-    launch(run_rank, (data, out, loaded), nproc)
+    launch(run_rank, (data, out, opened), nproc)
+
+
+def _given(option: str, value: Any, what: str, key: str) -> Any:
+    if value is None:
+        print_error(f"{option} is missing: give {what}, or the YAML of a reference's run that says {key} as --config")
+        raise typer.Exit(2)
+    return value
+
+
+def _open_in_place(data: str, config: RunConfig, is_first: bool) -> tuple[str, RunConfig]:
+    """With the indexes of datasets that are named in the reference's way."""
+    from dataclasses import replace
+
+    from dinowds.shard.roots import is_name, open_in_place
+
+    from .shard import default_workers
+    from .shard_progress import show_progress
+
+    knn = config.tune.knn
+    locations = (data, knn.query_dataset_path, knn.test_dataset_path)
+    if not any(location and is_name(location) for location in locations):
+        return data, config
+    notice = print_notice if is_first else None
+    with show_progress() as report:
+        opened = [location and open_in_place(location, default_workers(), report, notice) for location in locations]
+    knn = replace(knn, query_dataset_path=opened[1], test_dataset_path=opened[2])
+    return opened[0] or data, replace(config, tune=replace(config.tune, knn=knn))
 
 
 def run_rank(data: str, out: Path, config: RunConfig) -> None:

@@ -17,8 +17,10 @@ from dinowds.demo.scores import Task, load_labelled, mean_of_cells, raw_pixels
 from dinowds.embed.patches.job import PatchOptions
 from dinowds.embed.regions.embed import embed_regions
 from dinowds.embed.regions.ways import RegionOptions
+from dinowds.model.dino import num_prototypes
 from dinowds.shard.build import ShardOptions, build_dataset
-from dinowds.train.loop import Outcome, initial_models, train
+from dinowds.train.learner import initial_models
+from dinowds.train.loop import Outcome, train
 from dinowds.train.monitor import METRICS_NAME, Observer, last_figure
 
 PATCH_KNN_EVERY, REGION_KNN_EVERY = 50, 100
@@ -104,7 +106,7 @@ def _score(task: Task, accuracies: dict[str, float], outcome: Outcome, run: Path
         num_test=len(task.test.labels),
         steps=outcome.step,
         loss=last_figure(run / METRICS_NAME, "loss"),
-        ln_k=math.log(config.student.out_dim),
+        ln_k=math.log(num_prototypes(config.student)),
     )
 
 

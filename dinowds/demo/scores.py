@@ -16,6 +16,7 @@ from dinowds.demo.photos import photo_names
 from dinowds.embed.features import backbone_features
 from dinowds.eval.knn import knn_accuracy
 from dinowds.model.dino import DinoModel
+from dinowds.train.evaluation import Figures
 
 Embed = Callable[[Tensor], Tensor]
 """Samples [N, …] → features [N, D]."""
@@ -47,19 +48,17 @@ class Task:
         """Of the class token."""
         return self.accuracy(lambda samples: backbone_features(backbone, samples))
 
-    def live(self, every: int, stride: int) -> Callable[[int, DinoModel, DinoModel], dict[str, float]]:
-        """An evaluation for the training loop: teacher and student every `every` steps, on every `stride`-th sample."""
+    def live(self, every: int, stride: int) -> Figures:
+        """An evaluation for a run: teacher and student every `every` steps, on every `stride`-th sample."""
         some = Task(self.train.every(stride), self.test.every(stride))
 
-        def evaluate(step: int, student: DinoModel, teacher: DinoModel) -> dict[str, float]:
-            if step % every:
-                return {}
+        def figures(_step: int, student: DinoModel, teacher: DinoModel) -> dict[str, float]:
             return {
                 "knn_teacher": some.accuracy_of(teacher.backbone),
                 "knn_student": some.accuracy_of(student.backbone),
             }
 
-        return evaluate
+        return Figures(figures, every)
 
 
 def load_labelled(folder: Path, decode: Callable[[bytes], np.ndarray]) -> Labelled:

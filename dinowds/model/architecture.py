@@ -50,6 +50,11 @@ class Architecture:
     """Tokens a side of the square that `pos_embed` is made for; other grids get it interpolated."""
     pos_interpolation: str = "timm"
     """One of `POS_INTERPOLATIONS`."""
+    registers: int = 0
+    """Register tokens beside the class token. (Darcet et al. 2024, "Vision transformers need registers".)"""
+    layer_scale: bool = False
+    """A learned factor of each channel of each residual branch. (Touvron et al. 2021, "Going deeper with image
+    transformers".)"""
 
 
 def describe_architecture(architecture: Architecture) -> dict[str, Any]:
@@ -61,6 +66,8 @@ def describe_architecture(architecture: Architecture) -> dict[str, Any]:
         "patch_size": architecture.patch_size,
         "grid": architecture.grid,
         "pos_interpolation": architecture.pos_interpolation,
+        "registers": architecture.registers,
+        "layer_scale": architecture.layer_scale,
     }
 
 

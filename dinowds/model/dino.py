@@ -13,7 +13,7 @@ from dinowds.config import PatchConfig, RegionConfig, RunConfig, StudentConfig
 from dinowds.errors import ConfigError
 from dinowds.model.architecture import Architecture, size_of
 from dinowds.model.head import DinoHead
-from dinowds.model.vit import ImageViT, build_backbone
+from dinowds.model.vit import INITIAL_SCALE, ImageViT, build_backbone
 
 
 class Outputs(NamedTuple):
@@ -36,8 +36,8 @@ class DinoModel(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, views: Sequence[Tensor]) -> Outputs:
-        """Tensors of equal-sized views, [V_i · B, 3, S_i, S_i] or [V_i · B, s_i, s_i, C] → outputs of all N = Σ V_i · B,
-        in the same order.
+        """Tensors of equal-sized views, [V_i · B, 3, S_i, S_i] or [V_i · B, s_i, s_i, C] → outputs of all
+        N = Σ V_i · B, in the same order.
 
         One call of the backbone for each size, one of the head for all.
         """
@@ -53,13 +53,14 @@ def architecture_of(config: RunConfig) -> Architecture:
     """
     student, side = config.student, config.crops.global_.size
     size = size_of(config.kind, student.arch, student.embed_dim, student.depth)
+    options = (student.pos_interpolation, student.registers, student.layer_scale is not None)
     if isinstance(config, PatchConfig):
         patch_size = config.student.patch_size
-        return Architecture("image", size, 3, patch_size, side // patch_size, student.pos_interpolation)
+        return Architecture("image", size, 3, patch_size, side // patch_size, *options)
     assert isinstance(config, RegionConfig)
     if config.student.input_dim is None:
         raise ConfigError("student.input_dim is null; give the number of features of a cell")
-    return Architecture("region", size, config.student.input_dim, 1, side, student.pos_interpolation)
+    return Architecture("region", size, config.student.input_dim, 1, side, *options)
 
 
 def num_prototypes(student: StudentConfig) -> int:
@@ -86,8 +87,15 @@ def build_pair(architecture: Architecture, student: StudentConfig) -> tuple[Dino
     width = architecture.size.embed_dim
 
     def build(drop_path_rate: float) -> DinoModel:
-        backbone = build_backbone(architecture, drop_path_rate)
-        return DinoModel(backbone, DinoHead(width, num_prototypes(student), student.use_bn_in_head, student.norm_last_layer))
+        backbone = build_backbone(
+            architecture,
+            drop_path_rate,
+            drop_path_skips=student.drop_path_skips,
+            initial_scale=student.layer_scale or INITIAL_SCALE,
+        )
+        return DinoModel(
+            backbone, DinoHead(width, num_prototypes(student), student.use_bn_in_head, student.norm_last_layer)
+        )
 
     learner, teacher = build(student.drop_path_rate), build(0.0)
     teacher.load_state_dict(learner.state_dict())

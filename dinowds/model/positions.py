@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -20,15 +21,33 @@ def resample_positions(pos_embed: Tensor, rows: int, columns: int, method: str) 
       (original DINO and HIPT).
 
     `size` and `dino` give the embedding itself back for its own grid; so does `timm`, by its formula.
+
+    Interpolation is linear and works on each axis alone, so it is two products with `_weights`: quicker than
+    `F.interpolate`, whose results they have to 1e-6, and repeatable on CUDA, where its backward pass is not. They are
+    of float64, which neither autocast nor TF32 rounds.
     """
     side = math.isqrt(pos_embed.shape[1] - 1)
     if (rows, columns) == (side, side):
         return pos_embed
-    grid = pos_embed[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    over_rows, over_columns = (_weights(side, count, method, pos_embed.device) for count in (rows, columns))
+    grid = pos_embed[0, 1:].double().reshape(side, -1)
+    resampled = over_columns @ (over_rows @ grid).view(rows, side, -1)
+    return torch.cat([pos_embed[:, :1], resampled.flatten(0, 1)[None].to(pos_embed.dtype)], dim=1)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _weights(before: int, after: int, method: str, device: torch.device) -> Tensor:
+    """float64 [after, before] along one axis."""
+    return _kept_weights(before, after, method, device)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what an inference leaves here is for training too
+def _kept_weights(before: int, after: int, method: str, device: torch.device) -> Tensor:
+    # What becomes of a picture with ones on its diagonal, in float32 as consumers compute it.
+    ones = torch.eye(before, dtype=torch.float32, device="cpu")[None, None]
     if method == "dino":
-        factors = ((rows + 0.1) / side, (columns + 0.1) / side)
-        grid = F.interpolate(grid, scale_factor=factors, mode="bicubic")
+        found = F.interpolate(ones, scale_factor=((after + 0.1) / before, 1.0), mode="bicubic")
     else:
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=method == "timm")
-    resampled = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
-    return torch.cat([pos_embed[:, :1], resampled], dim=1)
+        found = F.interpolate(ones, size=(after, before), mode="bicubic", antialias=method == "timm")
+    return found[0, 0].double().to(device)

@@ -6,44 +6,75 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import LayerScale
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dinowds.model.architecture import Architecture
+from dinowds.model.blocks import SkippingBlock
 from dinowds.model.positions import resample_positions
 
+INITIAL_SCALE = 1e-5
+"""Of LayerScale, as in DINOv2."""
 _INIT_STD = 0.02
 
 
 class ImageViT(VisionTransformer):  # type: ignore[misc]
     """float [N, 3, H, W] → class token [N, D], for any H and W that the patch size divides.
 
-    Weights have the names and shapes of the original DINO files. `forward_features` gives all tokens,
-    [N, 1 + rows · columns, D], the class token first, the others row by row.
+    Weights have the names and shapes of the original DINO files. `forward_features` gives the class token, first, and
+    those of the patches row by row, [N, 1 + rows · columns, D]. Registers lie between them in the blocks (Darcet et al.
+    2024); they have no position, and are left out of what comes out.
     """
 
-    def __init__(self, architecture: Architecture, drop_path_rate: float, **options: Any) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        drop_path_rate: float,
+        drop_path_skips: bool,
+        initial_scale: float,
+        **options: Any,
+    ) -> None:
+        """See `build_backbone`."""
+        size = architecture.size
         super().__init__(
             img_size=architecture.grid * architecture.patch_size,
             patch_size=architecture.patch_size,
             in_chans=architecture.in_dim,
-            embed_dim=architecture.size.embed_dim,
-            depth=architecture.size.depth,
-            num_heads=architecture.size.num_heads,
+            embed_dim=size.embed_dim,
+            depth=size.depth,
+            num_heads=size.num_heads,
             num_classes=0,
             global_pool="token",
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            reg_tokens=architecture.registers,
+            init_values=initial_scale if architecture.layer_scale else None,
             drop_path_rate=drop_path_rate,
+            block_fn=SkippingBlock if drop_path_skips else Block,
             dynamic_img_size=True,
             weight_init="skip",
             **options,
         )
+        # timm's has places for registers too
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + architecture.grid**2, size.embed_dim))
         self.pos_interpolation = architecture.pos_interpolation
 
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """[N, 3, H, W] → [N, 1 + rows · columns, D]."""
+        return self._without_registers(super().forward_features(x, attn_mask, is_causal))
+
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Tokens [N, rows, columns, D] → [N, 1 + rows · columns, D], with class token and positions."""
+        """[N, rows, columns, D] → [N, 1 + registers + rows · columns, D], with class token, registers and positions."""
         positions = resample_positions(self.pos_embed, x.shape[1], x.shape[2], self.pos_interpolation)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1) + positions
+        prefix = [self.cls_token + positions[:, :1], *([self.reg_token] if self.num_reg_tokens else [])]
+        patches = x.flatten(1, 2) + positions[:, 1:]
+        return torch.cat([*(tokens.expand(len(x), -1, -1) for tokens in prefix), patches], dim=1)
+
+    def _without_registers(self, tokens: Tensor) -> Tensor:
+        if not self.num_reg_tokens:
+            return tokens
+        return torch.cat([tokens[:, :1], tokens[:, self.num_prefix_tokens :]], dim=1)
 
 
 class RegionViT(ImageViT):
@@ -52,8 +83,8 @@ class RegionViT(ImageViT):
     Cells that are missing are NaN; no token attends to them. `phi` has the name and shape of HIPT's.
     """
 
-    def __init__(self, architecture: Architecture, drop_path_rate: float) -> None:
-        super().__init__(architecture, drop_path_rate, embed_layer=_Cells)
+    def __init__(self, architecture: Architecture, *args: Any) -> None:
+        super().__init__(architecture, *args, embed_layer=_Cells)
         self.phi = nn.Sequential(nn.Linear(architecture.in_dim, architecture.size.embed_dim), nn.GELU())
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -64,10 +95,11 @@ class RegionViT(ImageViT):
         cells = x.nan_to_num(0.0).to(self.pos_embed.dtype)
         tokens = self._pos_embed(self.phi(cells))
         # [N, 1, 1, keys], for all heads and queries
-        mask = torch.cat([exists.new_ones(len(x), 1), exists.flatten(1)], dim=1)[:, None, None]
+        mask = torch.cat([exists.new_ones(len(x), self.num_prefix_tokens), exists.flatten(1)], dim=1)[:, None, None]
         for block in self.blocks:
-            tokens = block(tokens, attn_mask=mask)
-        return cast(Tensor, self.norm(tokens))
+            run = partial(checkpoint, block, use_reentrant=False) if self.grad_checkpointing else block
+            tokens = run(tokens, attn_mask=mask)
+        return self._without_registers(cast(Tensor, self.norm(tokens)))
 
 
 class _Cells(nn.Module):
@@ -79,12 +111,23 @@ class _Cells(nn.Module):
         self.num_patches = img_size**2
 
 
-def build_backbone(architecture: Architecture, drop_path_rate: float = 0.0) -> ImageViT:
-    """A ViT, initialised as in DINO: truncated normal of 0.02 for Linear weights, `pos_embed` and `cls_token`, zero
-    biases, LayerNorm at identity, the patch embedding at torch's default.
+def build_backbone(
+    architecture: Architecture,
+    drop_path_rate: float = 0.0,
+    *,
+    drop_path_skips: bool = False,
+    initial_scale: float = INITIAL_SCALE,
+) -> ImageViT:
+    """A ViT, initialised as in DINO: truncated normal of 0.02 for Linear weights, `pos_embed`, `cls_token` and
+    `reg_token`, zero biases, LayerNorm at identity, the patch embedding at torch's default.
+
+    Args:
+        drop_path_rate: of the last block; linear over depth.
+        drop_path_skips: see `SkippingBlock`.
+        initial_scale: of LayerScale's factors, above 0; where the architecture has them.
     """
     build = ImageViT if architecture.kind == "image" else RegionViT
-    backbone = build(architecture, drop_path_rate)
+    backbone = build(architecture, drop_path_rate, drop_path_skips, initial_scale)
     initialise(backbone)
     return backbone
 
@@ -97,8 +140,8 @@ def initialise(module: nn.Module) -> None:
             nn.init.trunc_normal_(child.weight, std=_INIT_STD)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.LayerNorm | nn.Conv2d):
+        elif isinstance(child, nn.LayerNorm | nn.Conv2d | LayerScale):
             child.reset_parameters()
     for name, parameter in module.named_parameters(recurse=False):
-        if name in ("pos_embed", "cls_token"):
+        if name in ("pos_embed", "cls_token", "reg_token"):
             nn.init.trunc_normal_(parameter, std=_INIT_STD)

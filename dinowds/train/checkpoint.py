@@ -1,19 +1,24 @@
-"""Checkpoints: whole or absent, the last few kept, a damaged one passed over."""
+"""Checkpoints: whole or absent, the last few and the best kept, a damaged one passed over."""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dinowds.errors import CheckpointError
-from dinowds.files import atomic_write, remove_temporaries
+from dinowds.errors import CheckpointError, OutputError
+from dinowds.files import TEMPORARY_SUFFIX, atomic_write, fsync_folder, remove_temporaries
 
 FORMAT_VERSION = 1
+BEST_NAME = "best.pt"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 State = dict[str, Any]
@@ -29,16 +34,93 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
-def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
-    """Write `step-NNNNNNNN.pt`, fsynced and renamed into place, then remove older ones beyond the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time: training waits for a copy in memory alone."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, "dinowds-checkpoint")
+        self._under_way: Future[Path] | None = None
+
+    def save(self, state: State, best: bool = False) -> None:
+        """Copy `state` to CPU memory and begin to write it (`save_checkpoint`). Waits for an earlier one first.
+
+        Raises:
+            OutputError: the earlier one could not be written.
+        """
+        self.wait()
+        copy = _copy(state)
+        arrived = _event_after_copies()
+        self._under_way = self._thread.submit(self._write, copy, arrived, best)
+
+    def wait(self) -> None:
+        """Until what was saved is on disk. Raises OutputError if it could not be written."""
+        under_way, self._under_way = self._under_way, None
+        if under_way:
+            under_way.result()
+
+    def _write(self, state: State, arrived: torch.cuda.Event | None, best: bool) -> Path:
+        if arrived:
+            arrived.synchronize()
+        return save_checkpoint(self._folder, state, self._keep, best)
+
+
+def _copy(value: Any) -> Any:
+    """With copies of all tensors, in CPU memory; those of a GPU are on their way."""
+    if isinstance(value, Tensor):
+        if not value.is_cuda:
+            return value.detach().clone()
+        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: _copy(inner) for name, inner in value.items()}
+    return type(value)(map(_copy, value)) if isinstance(value, list | tuple) else value
+
+
+def _event_after_copies() -> torch.cuda.Event | None:
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def save_checkpoint(folder: Path, state: State, keep: int, best: bool = False) -> Path:
+    """Write `step-NNNNNNNN.pt`, fsynced and renamed into place, then remove older ones beyond the newest `keep`.
+
+    `best`: it is `best.pt` too, from then on, which is never removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = checkpoint_path(folder, state["step"])
-    with atomic_write(path) as file:
-        torch.save(state, file)
-    older = [old for old in list_checkpoints(folder) if old.name < path.name]
-    for old in older[max(0, keep - 1) :]:
-        old.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            torch.save(state, file)
+        if best:
+            _also_name(path, folder / BEST_NAME)
+        older = [old for old in list_checkpoints(folder) if old.name < path.name]
+        for old in older[max(0, keep - 1) :]:
+            old.unlink()
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        raise OutputError(
+            f"{folder}: checkpoint of step {state['step']} cannot be written "
+            f"({(str(error).splitlines() or [''])[0]}); free space there and run the same command again"
+        ) from None
     return path
+
+
+def _also_name(path: Path, name: Path) -> None:
+    """Let `name` be the same file as `path`, or a copy where the file system has no hard links."""
+    temporary = name.with_name(f".{name.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.hardlink_to(path)
+    except OSError:
+        with path.open("rb") as source, atomic_write(name) as file:
+            shutil.copyfileobj(source, file)
+        return
+    temporary.replace(name)
+    fsync_folder(name.parent)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

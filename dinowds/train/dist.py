@@ -4,38 +4,98 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous as join_store
 from torch.nn.parallel import DistributedDataParallel
 
-from dinowds.errors import ConfigError, DinowdsError
+from dinowds.errors import ConfigError, DinowdsError, TrainingError
+from dinowds.train.peers import Peers
 from dinowds.world import World, rendezvous
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=nn.Module)
 
-_TIMEOUT = datetime.timedelta(minutes=10)
+_JOINING = datetime.timedelta(minutes=10)
+"""From the first rank's start to the last one's."""
+_WAITING = datetime.timedelta(minutes=30)
+"""For a rank that lives, as while it reads a large checkpoint. That one is gone is noticed sooner, see `peers`."""
 
 
 @contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the ranks of `world` (NCCL on GPUs, Gloo on CPUs); nothing for a single process."""
+    """Join the ranks of `world` (NCCL on GPUs, Gloo on CPUs); nothing for a single process.
+
+    If one of them fails meanwhile, all end within a minute and tell the first error. So whatever can fail on one rank
+    alone belongs in here.
+
+    Raises:
+        LostRank: another rank failed.
+        ConfigError: the ranks are not alike.
+        TrainingError: not all of them came.
+    """
     if world.size == 1:
         yield
         return
+    store = _meet(world)
+    with Peers(world, store) as peers:
+        try:
+            _check_devices(world, device, store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            td.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=_WAITING)
+            yield
+        except BaseException as error:
+            told = peers.tell(error)
+            if device.type == "cpu":
+                _leave_group()  # NCCL would wait for what is under way; it ends with the process
+            if told is error:
+                raise
+            raise told from None
+        _leave_group()
+
+
+def _meet(world: World) -> Store:
+    """The store that all ranks share."""
     host, port = rendezvous(os.environ)
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    td.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_TIMEOUT)
     try:
-        yield
-    finally:
+        store, _, _ = next(join_store("env://", world.rank, world.size, timeout=_JOINING))
+    except td.DistError as error:
+        why = " ".join(str(error).split())
+        raise TrainingError(
+            f"rank {world.rank}: the {world.size} ranks did not meet at {host}:{port} ({why}); see what the others "
+            "say, and that MASTER_ADDR and MASTER_PORT are those of rank 0's host and free there"
+        ) from None
+    return cast(Store, store)
+
+
+def _check_devices(world: World, device: torch.device, store: Store) -> None:
+    """Raise ConfigError where this rank computes on another kind of device than rank 0: they could not talk."""
+    if world.rank == 0:
+        store.set("device", device.type)
+    if (first := store.get("device").decode()) != device.type:
+        raise ConfigError(
+            f"rank {world.rank} computes on {device.type}, rank 0 on {first}; look at the GPUs of its host "
+            f"({socket.gethostname()}) with 'dinowds doctor'"
+        )
+
+
+def _leave_group() -> None:
+    if td.is_initialized():
         td.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether there are other ranks."""
+    return bool(td.is_initialized())
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -43,6 +103,20 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if td.is_initialized():
         td.all_reduce(tensor)
     return tensor
+
+
+def all_gather_tensors(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all ranks, in their order: [N_r, …] of one dtype, alike but for their lengths N_r ≥ 0."""
+    if not td.is_initialized():
+        return [tensor]
+    lengths = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(td.get_world_size())]
+    td.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
+    counts = torch.cat(lengths).tolist()
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    gathered = [torch.empty_like(padded) for _ in counts]
+    td.all_gather(gathered, padded)
+    return [whole[:count] for whole, count in zip(gathered, counts, strict=True)]
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -97,3 +171,14 @@ def replicate(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def synchronised(model: nn.Module, last: bool) -> Iterator[None]:
+    """Forward and backward passes of a replicated or sharded module: its gradients are averaged over ranks with the
+    last micro-batch only.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+        yield

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -17,9 +18,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dinowds.errors import ConfigError, DinowdsError, StoppedBySignal, TrainingError
 from dinowds.processes import end_with_parent, shielded_from_signals
+from dinowds.train.peers import LostRank
 from dinowds.world import available_cores
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+_FIRST = 20.0
+"""Seconds for which a rank that lost another one lets that one end first: the launcher tells the error of the first
+one that ends, and ends the others.
+"""
 
 
 def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_processes: int) -> None:
@@ -74,8 +81,7 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], num_proces
 def _message(failure: ProcessFailure) -> str:
     """The error of a rank: as it recorded it, or what is known of its death."""
     recorded = failure.error_file_data.get("message")
-    text = recorded.get("message") if isinstance(recorded, dict) else recorded
-    if text:
+    if isinstance(recorded, dict) and (text := recorded.get("message")):  # else it is what stands for none
         return str(text).partition(": ")[2]  # the class of the error stands before it
     how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     return f"rank {failure.local_rank} ended with {how}; the lines above, or the host's memory, may say why"
@@ -87,6 +93,8 @@ def run_as_rank(function: Callable[..., None], arguments: tuple[Any, ...]) -> No
     try:
         function(*arguments)
     except Exception as error:
+        if isinstance(error, LostRank):
+            time.sleep(_FIRST)
         if not isinstance(error, DinowdsError):
             traceback.print_exc()
         get_error_handler().record_exception(error)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dinowds.config import RunConfig
 from dinowds.model.dino import DinoModel, architecture_of, build_pair, num_prototypes
-from dinowds.train import dist
+from dinowds.train import dist, sharding
+from dinowds.train.diagnostics import NormGroups
 from dinowds.train.optim import build_optimizer
 
 _LOSS_SCALE = 2.0**16
@@ -49,18 +50,22 @@ class Learner:
 
     student: DinoModel
     replicated: nn.Module
-    """The student, or its DistributedDataParallel."""
+    """The student, or its DistributedDataParallel; where it is sharded, itself."""
     teacher: DinoModel
     optimizer: torch.optim.Optimizer
     centre: Tensor
     """[K], float32."""
     loss_scale: LossScale | None = None
     """For float16 alone."""
-    trained: list[nn.Parameter] = field(init=False)
-    """Those of the student that take a gradient."""
+    norm_groups: NormGroups = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        self.norm_groups = NormGroups(self.student, self.centre.device)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds but its share of weights and optimizer state."""
+        return sharding.is_sharded(self.student)
 
 
 def initial_models(config: RunConfig) -> tuple[DinoModel, DinoModel]:
@@ -69,42 +74,61 @@ def initial_models(config: RunConfig) -> tuple[DinoModel, DinoModel]:
     return build_pair(architecture_of(config), config.student)
 
 
-def build_learner(config: RunConfig, device: torch.device) -> Learner:
-    """What a run with this configuration begins with, on `device`."""
-    student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config))
-    for model in (student, teacher):
-        if config.speed.checkpoint_activations:
-            model.backbone.set_grad_checkpointing()
+def models_on(config: RunConfig, device: torch.device) -> tuple[DinoModel, DinoModel]:
+    """`initial_models` on `device`, the same on all ranks, made to compute as the configuration says."""
+    models = [dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config)]
+    for model in models:
+        model.backbone.set_grad_checkpointing(config.speed.checkpoint_activations)
         if config.train.compile:
             for block in model.backbone.blocks:
                 block.compile()
+    student, teacher = models
+    return student, teacher
+
+
+def build_learner(config: RunConfig, student: DinoModel, teacher: DinoModel, device: torch.device) -> Learner:
+    """What a run trains, from the models of `models_on`; replicates or shards them over the ranks."""
+    is_sharded = config.speed.sharding == "fsdp" and dist.is_distributed()
+    if is_sharded:
+        for model in (student, teacher):
+            sharding.shard(model, device)
+    optimizer = build_optimizer(student, config.optim.layer_decay)
+    if is_sharded:
+        sharding.shard_optimizer(optimizer)
     return Learner(
         student=student,
-        replicated=dist.replicate(student, device),
+        replicated=student if is_sharded else dist.replicate(student, device),
         teacher=teacher,
-        optimizer=build_optimizer(student, config.optim.layer_decay),
+        optimizer=optimizer,
         centre=torch.zeros(num_prototypes(config.student), device=device),
         loss_scale=LossScale.on(device) if config.speed.precision == "fp16" else None,
     )
 
 
 def learner_state(learner: Learner) -> dict[str, Any]:
-    """For a checkpoint: `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `loss_scale` [2] or None."""
+    """For a checkpoint: `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `loss_scale` [2] or None.
+
+    All ranks call it together. Of sharded models the tensors are on rank 0 alone.
+    """
     scale = learner.loss_scale
     return {
-        "student": learner.student.state_dict(),
-        "teacher": learner.teacher.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
+        "student": sharding.full_model_state(learner.student),
+        "teacher": sharding.full_model_state(learner.teacher),
+        "optimizer": sharding.full_optimizer_state(learner.optimizer),
         "dino_loss": {"center": learner.centre[None]},
         "loss_scale": torch.stack([scale.value, scale.good_steps]) if scale else None,
     }
 
 
 def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
-    """Raise KeyError, RuntimeError or ValueError where `state` is of another model."""
-    learner.student.load_state_dict(state["student"])
-    learner.teacher.load_state_dict(state["teacher"])
-    learner.optimizer.load_state_dict(state["optimizer"])
+    """Of a `learner_state`, which every rank has, of any number of ranks. Raises KeyError, RuntimeError or ValueError
+    where it is of another model.
+    """
+    sharding.load_full_model_state(learner.student, state["student"])
+    sharding.load_full_model_state(learner.teacher, state["teacher"])
+    sharding.load_full_optimizer_state(learner.optimizer, state["optimizer"])
     learner.centre.copy_(state["dino_loss"]["center"][0])
     if learner.loss_scale and state.get("loss_scale") is not None:
-        learner.loss_scale.value, learner.loss_scale.good_steps = state["loss_scale"].to(learner.centre.device)
+        value, good_steps = state["loss_scale"].to(learner.centre.device)
+        learner.loss_scale.value.copy_(value)
+        learner.loss_scale.good_steps.copy_(good_steps)

@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dinowds.config import RunConfig, to_dict
-from dinowds.crops.batches import Batch
-from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
-from dinowds.data.loader import load, start_fork_server
+from dinowds.data.loader import start_fork_server
 from dinowds.data.order.exposure import check_cap
 from dinowds.data.order.make import make_plan, order_of
 from dinowds.data.order.plan import Order, Plan
-from dinowds.data.source import PlanSource, check_cache, stream
-from dinowds.data.store.cache import CacheOptions
-from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
+from dinowds.data.source import check_cache
+from dinowds.errors import CheckpointError, ConfigError, StoppedBySignal
 from dinowds.model.architecture import describe_architecture
-from dinowds.model.dino import DinoModel, architecture_of, build_pair
+from dinowds.model.dino import DinoModel, architecture_of, auto_prototypes
 from dinowds.remote.files import shown
 from dinowds.train import dist
-from dinowds.train.checkpoint import (
-    FORMAT_VERSION,
-    State,
-    checkpoint_path,
-    find_latest,
-    load_checkpoint,
-    save_checkpoint,
+from dinowds.train.checkpoint import FORMAT_VERSION, State, Writer, checkpoint_path, find_latest, load_checkpoint
+from dinowds.train.devices import (
+    autocast_dtype,
+    choose_device,
+    choose_num_workers,
+    micro_batch_size,
+    numerics,
+    resolve_precision,
 )
-from dinowds.train.devices import choose_device, choose_num_workers, micro_batch_size, resolve_precision
+from dinowds.train.evaluation import Evaluation, Verdict
+from dinowds.train.feed import Fed, cache_options, feed
 from dinowds.train.folder import CHECKPOINTS_NAME, own_folder
 from dinowds.train.initial import begin_from
 from dinowds.train.kinds import check_kind, resolve_kind, view_maker
+from dinowds.train.learner import Learner, build_learner, learner_state, load_learner_state, models_on
 from dinowds.train.monitor import Journal, LogObserver, Observer, SilentObserver
-from dinowds.train.optim import build_optimizer
-from dinowds.train.recorder import Recorder
+from dinowds.train.recorder import Recorder, capacity_of
 from dinowds.train.schedule import values_at
 from dinowds.train.signals import StopRequest, stop_signals
-from dinowds.train.step import Learner, StepSettings, train_step
+from dinowds.train.sinks import check_sinks, open_sinks
+from dinowds.train.step import StepSettings, train_step
 from dinowds.world import World
-
-Evaluate = Callable[[int, DinoModel, DinoModel], dict[str, float]]
-"""(steps done, student, teacher) → figures for metrics.jsonl; {} for a step without any. For runs of one process."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves when it has done all its steps."""
+    """What a run leaves when it has done all its steps, or was ended early by an evaluation."""
 
     step: int
     checkpoint: Path
@@ -62,7 +58,11 @@ class Outcome:
 
 
 def train(
-    data: Path | str, out: Path, config: RunConfig, observer: Observer | None = None, evaluate: Evaluate | None = None
+    data: Path | str,
+    out: Path,
+    config: RunConfig,
+    observer: Observer | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Outcome:
     """Pretrain in run folder `out`; goes on where an earlier call with the same arguments stopped.
 
@@ -76,18 +76,18 @@ def train(
         DinowdsError: bad input, in one line.
     """
     world = World.from_environment()
-    if evaluate and world.size > 1:
-        raise ConfigError("an evaluation during training needs one process: the others would wait for it")
     dataset = Dataset.open(data)
     check_kind(dataset, config)
+    check_sinks(config)
     device = choose_device(world)
     plan = make_plan(dataset, order_of(config))
     if choose_num_workers(config.speed.num_workers, world, device):
         start_fork_server()  # it imports while the models are built
     check_cache(dataset, plan, world.num_hosts, cache_options(config).max_bytes)
-    config = resolve_kind(resolve(config, plan.order, device), dataset, device, cache_options(config))
-    run = _Run(dataset, plan, out, config, world, device)
+    config = resolve_kind(resolve(config, plan.order, len(dataset), device), dataset, device, cache_options(config))
     with ExitStack() as stack:
+        stack.enter_context(numerics(device, config.speed.tf32, config.train.deterministic))
+        run = _Run(dataset, plan, out, config, world, device, evaluation)
         stack.enter_context(dist.process_group(world, device))
         dist.on_rank_0(lambda: check_cap(dataset, plan))
         dist.on_rank_0(lambda: run.maker.check(dataset))
@@ -96,19 +96,15 @@ def train(
             run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
         run.start()
-        return run.execute(stop, evaluate)
+        return run.execute(stop)
 
 
-def cache_options(config: RunConfig) -> CacheOptions:
-    """Where chunks of remote shards are kept, and how many."""
-    folder = config.data.cache_dir
-    return CacheOptions(Path(folder) if folder else None, int(config.data.cache_gib * 2**30))
-
-
-def resolve(config: RunConfig, order: Order, device: torch.device) -> RunConfig:
+def resolve(config: RunConfig, order: Order, num_samples: int, device: torch.device) -> RunConfig:
     """Put the values that are chosen here in the place of null and auto, so that `config.yaml` says what was done."""
+    out_dim = auto_prototypes(num_samples) if config.student.out_dim == "auto" else config.student.out_dim
     return replace(
         config,
+        student=replace(config.student, out_dim=out_dim),
         data=replace(config.data, partitions=order.partitions, window_chunks=order.window_chunks),
         speed=replace(config.speed, precision=resolve_precision(config.speed.precision, device)),
     )
@@ -119,79 +115,108 @@ class _Run:
     learner: Learner
 
     def __init__(
-        self, dataset: Dataset, plan: Plan, out: Path, config: RunConfig, world: World, device: torch.device
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        out: Path,
+        config: RunConfig,
+        world: World,
+        device: torch.device,
+        evaluation: Evaluation | None,
     ) -> None:
         """Decides everything that follows from the arguments; nothing is written and no rank is asked."""
         self.dataset, self.plan, self.out, self.config = dataset, plan, out, config
-        self.world, self.device = world, device
+        self.world, self.device, self.evaluation = world, device, evaluation
         self.step, self.num_bad = 0, 0
+        self.ended: str | None = None
+        """Why an evaluation ended the run before its last step."""
         self.maker = view_maker(config, device)
         self.steps_per_epoch = plan.steps_per_epoch
         self.num_steps = config.optim.epochs * self.steps_per_epoch
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
         self.settings = _step_settings(config, world, device)
+        self.writer = Writer(out / CHECKPOINTS_NAME, config.train.keep_checkpoints)
 
     def start(self) -> None:
         """Build the models and load the newest checkpoint, if there is one. Rank 0 chooses it for all ranks."""
-        self.learner = build_learner(self.config, self.device)
         path = dist.on_rank_0(lambda: find_latest(self.out / CHECKPOINTS_NAME, self.observer.message))
-        if path is None:
-            self._begin()
-            return
+        student, teacher = models_on(self.config, self.device)
+        if path is None and self.config.student.init_from is not None:
+            self._begin(student, teacher)
+        self.learner = build_learner(self.config, student, teacher, self.device)
+        if path is not None:
+            self._go_on(path)
+
+    def _begin(self, student: DinoModel, teacher: DinoModel) -> None:
+        """Take the weights that the configuration names. Rank 0 reads them for all ranks."""
+        maker = self.maker
+        dist.on_rank_0(lambda: begin_from(student, self.config, maker.mean, maker.std, self.observer.message))
+        dist.broadcast(student.state_dict().values())
+        teacher.load_state_dict(student.state_dict())
+
+    def _go_on(self, path: Path) -> None:
         state = load_checkpoint(path)
         if state["dataset"] != self.dataset.fingerprint:
             raise CheckpointError(f"{path}: was trained on another dataset or subset than {shown(self.dataset.url)}")
         try:
-            self.learner.student.load_state_dict(state["student"])
-            self.learner.teacher.load_state_dict(state["teacher"])
-            self.learner.optimizer.load_state_dict(state["optimizer"])
-            self.learner.centre.copy_(state["dino_loss"]["center"][0])
+            load_learner_state(self.learner, state)
             self.step, self.num_bad = int(state["step"]), int(state["bad_samples"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not fit this model ({type(error).__name__})") from None
+        if self.config.tune.early_stopping.enable:
+            self.ended = state.get("ended")
+        if self.evaluation:
+            self.evaluation.load_state_dict(state.get("evaluation") or {})
         self.observer.message(f"going on after step {self.step} ({path})")
 
-    def _begin(self) -> None:
-        """Take the weights that the configuration names, if it does. Rank 0 reads them for all ranks."""
-        if self.config.student.init_from is None:
-            return
-        learner, maker = self.learner, self.maker
-        dist.on_rank_0(lambda: begin_from(learner.student, self.config, maker.mean, maker.std, self.observer.message))
-        dist.broadcast(learner.student.state_dict().values())
-        learner.teacher.load_state_dict(learner.student.state_dict())
-
-    def execute(self, stop: StopRequest, evaluate: Evaluate | None) -> Outcome:
+    def execute(self, stop: StopRequest) -> Outcome:
         """All steps that are left."""
-        if self.step >= self.end_step:
-            self.observer.message(f"nothing left to do: {self.step} of {self.end_step} steps are done")
+        if self.ended or self.step >= self.end_step:
+            self.observer.message(self.ended or f"nothing left to do: {self.step} of {self.end_step} steps are done")
             return self._outcome()
         self.observer.message(self._summary())
-        journal = Journal(self.out, self.step) if self.world.rank == 0 else None
-        dist.barrier()  # the journal takes back what a killed run wrote too much, before anyone writes more
-        recorder = Recorder(
-            self.out, self.config, self.steps_per_epoch, self.end_step, journal, self.observer, self.num_bad
-        )
-        try:
-            with closing(self._batches()) as batches:
-                self._steps(batches, stop, evaluate, recorder)
-        finally:
-            if journal:
-                journal.close()
-        if self.step < self.end_step:
+        with ExitStack() as stack:
+            recorder = self._recorder(stack)
+            fed = stack.enter_context(closing(self._feed()))
+            self._steps(fed, stop, recorder)
+            dist.on_rank_0(self.writer.wait)
+        if self.ended is None and self.step < self.end_step:
             raise StoppedBySignal(
                 f"stopped by {stop.name or 'a signal to another rank'} after step {self.step} of {self.end_step}; "
                 f"saved {self._outcome().checkpoint}; run the same command again to go on"
             )
-        self.observer.message(f"done: {self.step} steps, {self._outcome().checkpoint}")
+        self.observer.message(f"{self.ended or 'done'}: {self.step} steps, {self._outcome().checkpoint}")
         return self._outcome()
+
+    def _recorder(self, stack: ExitStack) -> Recorder:
+        """On all ranks, when rank 0 has taken back what a killed run wrote after its last checkpoint."""
+        journals: list[Journal] = []
+
+        def open_journal() -> None:
+            sinks = open_sinks(self.out, self.config, self.step)
+            journals.append(stack.enter_context(closing(Journal(self.out, self.step, sinks, self.observer.message))))
+
+        dist.on_rank_0(open_journal)
+        num_prototypes = len(self.learner.centre)
+        return Recorder(
+            self.out,
+            self.config,
+            self.steps_per_epoch,
+            self.end_step,
+            journals[0] if journals else None,
+            self.observer,
+            self.num_bad,
+            num_prototypes,
+            capacity_of(self.config, num_prototypes, self.world, self.device),
+        )
 
     def _summary(self) -> str:
         settings = self.settings
         millions = sum(parameter.numel() for parameter in self.learner.student.backbone.parameters()) / 1e6
-        precision = "fp32" if settings.autocast_dtype is None else "bf16"
         processes = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
-            f"training {self.maker.describe()} ({millions:.1f} M) on {self.device.type} in {precision}: "
+            f"training {self.maker.describe()} ({millions:.1f} M) on {self.device.type} in "
+            f"{self.config.speed.precision}: "
             f"{processes}{len(self.dataset):,} samples, {self.steps_per_epoch:,} steps an epoch, steps "
             f"{self.step:,} to {self.end_step:,}, batch {settings.global_batch} in parts of {settings.micro_batch}"
         )
@@ -200,70 +225,61 @@ class _Run:
         path = checkpoint_path(self.out / CHECKPOINTS_NAME, self.step)
         return Outcome(self.step, path, self.learner.teacher, self.learner.student)
 
-    def _steps(
-        self, batches: Iterator[Batch], stop: StopRequest, evaluate: Evaluate | None, recorder: Recorder
-    ) -> None:
-        while self.step < self.end_step and not recorder.stopping:
-            asked_at = time.perf_counter()
-            batch: Batch = next(batches)
-            waited = time.perf_counter() - asked_at
-            if batch.step != self.step:
-                raise TrainingError(f"the loader gave step {batch.step}, expected {self.step}: please report this")
+    def _feed(self) -> Generator[Fed, None, None]:
+        return feed(self.dataset, self.plan, self.config, self.maker, self.world, self.device, self.step, self.end_step)
+
+    def _steps(self, fed: Generator[Fed, None, None], stop: StopRequest, recorder: Recorder) -> None:
+        for item in fed:
             values = values_at(self.config, self.steps_per_epoch, self.step)
             metrics = train_step(
-                self.learner, self.settings, self.maker.views(batch), self.step, values, len(batch.bad), bool(stop.name)
+                self.learner,
+                self.settings,
+                item.views,
+                self.step,
+                values,
+                len(item.batch.bad),
+                bool(stop.name),
+                recorder.is_logged(self.step + 1),
             )
             self.step += 1
-            recorder.record(self.step, metrics, values, batch, waited)
-            if evaluate:
-                recorder.write(self.step, evaluate(self.step, self.learner.student, self.learner.teacher))
-            if self._due() or self.step == self.end_step or recorder.stopping:
+            recorder.record(self.step, metrics, values, item.batch, item.waited)
+            verdict = self._evaluate(recorder)
+            self.ended = verdict.stop
+            is_over = self.step == self.end_step or recorder.stopping or verdict.stop is not None
+            if self._due() or is_over or verdict.is_best:
                 recorder.flush()
                 self.num_bad = recorder.num_bad
-                dist.on_rank_0(self._save)
+                state = self._state()
+                dist.on_rank_0(partial(self.writer.save, state, verdict.is_best))
+            if self.step % self.steps_per_epoch == 0:
+                recorder.flush()
+                recorder.end_epoch(self.step)
+            if is_over or recorder.stopping:
+                return
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        speed, data = self.config.speed, self.config.data
-        source = PlanSource(
-            self.dataset,
-            self.plan,
-            self.world,
-            self.step,
-            self.end_step,
-            verify_digests=data.verify_digests,
-            read_ahead=data.read_ahead,
-            cache=cache_options(self.config),
-        )
-        num_workers = choose_num_workers(speed.num_workers, self.world, self.device)
-        blocks = Blocks(num_workers, speed.prefetch_factor)
-        pipeline = stream(source, self.maker.stage(source, blocks))
-        return load(pipeline, num_workers, speed.prefetch_factor, pin_memory=self.device.type == "cuda")
+    def _evaluate(self, recorder: Recorder) -> Verdict:
+        is_last = self.step == self.end_step
+        if not self.evaluation or not self.evaluation.is_due(self.step, self.steps_per_epoch, is_last):
+            return Verdict({})
+        epoch = self.step // self.steps_per_epoch
+        verdict = self.evaluation(self.step, epoch, self.learner.student, self.learner.teacher)
+        recorder.write(self.step, verdict.figures)
+        return verdict
 
     def _due(self) -> bool:
         epochs, inside = divmod(self.step, self.steps_per_epoch)
         every = self.config.train.save_every_steps
         return (inside == 0 and epochs % self.config.train.save_every == 0) or (every > 0 and self.step % every == 0)
 
-    def _save(self) -> None:
-        try:
-            save_checkpoint(self.out / CHECKPOINTS_NAME, self._state(), self.config.train.keep_checkpoints)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-            raise OutputError(
-                f"{self.out / CHECKPOINTS_NAME}: checkpoint of step {self.step} cannot be written "
-                f"({str(error).splitlines()[0]}); free space there and run the same command again"
-            ) from None
-
     def _state(self) -> State:
-        learner = self.learner
         return {
             "format_version": FORMAT_VERSION,
-            "student": learner.student.state_dict(),
-            "teacher": learner.teacher.state_dict(),
-            "optimizer": learner.optimizer.state_dict(),
-            "dino_loss": {"center": learner.centre[None]},
+            **learner_state(self.learner),
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "bad_samples": self.num_bad,
+            "evaluation": self.evaluation.state_dict() if self.evaluation else None,
+            "ended": self.ended,
             "config": to_dict(self.config),
             "dataset": self.dataset.fingerprint,
             "about": self._about(),
@@ -291,28 +307,13 @@ def _step_settings(config: RunConfig, world: World, device: torch.device) -> Ste
         raise ConfigError(f"train.batch_size is {batch_size}, expected a multiple of the {world.size} processes")
     return StepSettings(
         device=device,
-        autocast_dtype=torch.bfloat16 if config.speed.precision == "bf16" else None,
+        autocast_dtype=autocast_dtype(config.speed.precision),
         micro_batch=micro_batch_size(batch_size // world.size, config.train.max_batch_per_device),
         global_batch=batch_size,
         clip_grad=config.optim.clip_grad,
         seed=config.train.seed,
         rank=world.rank,
-    )
-
-
-def initial_models(config: RunConfig) -> tuple[DinoModel, DinoModel]:
-    """Student and teacher as a run with this configuration begins: their weights come from `train.seed`."""
-    torch.manual_seed(int(np.random.SeedSequence(config.train.seed).generate_state(1)[0]))
-    return build_pair(architecture_of(config), config.student)
-
-
-def build_learner(config: RunConfig, device: torch.device) -> Learner:
-    """What a run with this configuration begins with, on `device`."""
-    student, teacher = (dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config))
-    return Learner(
-        student=student,
-        replicated=dist.replicate(student, device),
-        teacher=teacher,
-        optimizer=build_optimizer(student),
-        centre=torch.zeros(config.student.out_dim, device=device),
+        clip=config.optim.clip,
+        centering=config.loss.centering,
+        koleo_weight=config.loss.koleo_weight,
     )

@@ -62,7 +62,7 @@ def dino_loss(student_logits: Tensor, targets: Tensor) -> Tensor:
         student_logits: S, [V, B, K]; its first Q views are the teacher's.
         targets: t, [Q, B, K], float32; each sums to 1 over K. Without gradient.
     """
-    loss: Tensor = _DinoLoss.apply(student_logits, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _DinoLoss.apply(student_logits, targets)
     return loss
 
 
@@ -78,7 +78,7 @@ class _DinoLoss(torch.autograd.Function):
         return loss / _num_terms(student_logits, targets)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """∂L/∂S_v = (n_v · softmax(S_v / 0.1) − Σ_{q≠v} t_q) / (0.1 · pairs · B), n_v being the number of q ≠ v.
 

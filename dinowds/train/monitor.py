@@ -1,18 +1,25 @@
-"""What a run tells: metrics.jsonl, TensorBoard, bad_samples.jsonl, and a line of progress for whoever watches."""
+"""What a run tells: metrics.jsonl, sinks, bad_samples.jsonl, and progress and epochs for whoever watches."""
 
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from dinowds.files import write_atomic
+from dinowds.train.sinks import Sink, TensorBoard
 
 METRICS_NAME = "metrics.jsonl"
 BAD_SAMPLES_NAME = "bad_samples.jsonl"
+BAD_STEPS_NAME = "bad_steps.jsonl"
 LOG_NAME = "train.log"
 
 
@@ -29,6 +36,20 @@ class Progress:
     """loss, teacher_entropy, kl, lr, …; of the newest line of metrics.jsonl."""
 
 
+@dataclass(frozen=True)
+class EpochSummary:
+    """An epoch that is done, or the part of it since the run last started."""
+
+    epoch: int
+    """From 1."""
+    num_epochs: int
+    step: int
+    """Optimizer steps done."""
+    seconds: float
+    figures: Mapping[str, float]
+    """Means of what was written in the epoch, figures of evaluations too."""
+
+
 class Observer(Protocol):
     """Whoever watches a run on rank 0: a progress bar, plain lines, a test."""
 
@@ -38,11 +59,16 @@ class Observer(Protocol):
     def progress(self, progress: Progress) -> None:
         """Called after every step."""
 
+    def epoch(self, summary: EpochSummary) -> None:
+        """Called at each epoch's end."""
+
 
 class SilentObserver:
     def message(self, text: str) -> None: ...
 
     def progress(self, progress: Progress) -> None: ...
+
+    def epoch(self, summary: EpochSummary) -> None: ...
 
 
 class LogObserver:
@@ -58,11 +84,55 @@ class LogObserver:
     def progress(self, progress: Progress) -> None:
         self._inner.progress(progress)
 
+    def epoch(self, summary: EpochSummary) -> None:
+        self._inner.epoch(summary)
+
+
+class EpochMeans:
+    """Means of figures over an epoch, and the time it took."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._figures: dict[str, list[float]] = {}
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            if math.isfinite(value):
+                self._figures.setdefault(name, []).append(value)
+
+    def read(self, step: int, epoch: int, num_epochs: int) -> EpochSummary:
+        """Of what was added since the last reading; starts anew. `epoch`: the one that has ended, from 1."""
+        means = {name: statistics.fmean(values) for name, values in self._figures.items()}
+        summary = EpochSummary(epoch, num_epochs, step, time.perf_counter() - self._start, means)
+        self._start, self._figures = time.perf_counter(), {}
+        return summary
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What throughput is compared with."""
+
+    device: torch.device
+    flops_per_image: float
+    """Of one step, as `diagnostics.step_flops`."""
+    peak_flops: float | None
+    """FLOP/s of all ranks' devices together at best; None where that is not known."""
+
+    def use(self, images_per_second: float) -> dict[str, float]:
+        """`mfu` and `peak_memory_gib`; NaN for what is not known."""
+        is_gpu = self.device.type == "cuda"
+        return {
+            "mfu": images_per_second * self.flops_per_image / self.peak_flops if self.peak_flops else math.nan,
+            "peak_memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30 if is_gpu else math.nan,
+        }
+
 
 class Stopwatch:
     """Throughput and the share of time spent waiting for data, since the last reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: Capacity | None = None) -> None:
+        """`capacity`: None where utilisation is not asked for."""
+        self._capacity = capacity
         self._start = time.perf_counter()
         self._waited, self._images = 0.0, 0
 
@@ -72,36 +142,64 @@ class Stopwatch:
         self._images += images
 
     def read(self) -> dict[str, float]:
-        """`images_per_second` and `waiting_share` (0 to 1); starts anew."""
+        """`images_per_second`; `waiting_share`, 0 to 1. With a capacity also `mfu`, model FLOP/s utilisation, 0 to 1:
+        how much of the devices' peak the model's operations make, NaN where the peak is not known; and
+        `peak_memory_gib`, the most that tensors of this rank took on its GPU so far, NaN without one. Starts anew.
+        """
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
-        reading = {"images_per_second": self._images / elapsed, "waiting_share": self._waited / elapsed}
+        rate, waiting_share = self._images / elapsed, self._waited / elapsed
         self._start, self._waited, self._images = now, 0.0, 0
-        return reading
+        reading = {"images_per_second": rate, "waiting_share": waiting_share}
+        return reading | (self._capacity.use(rate) if self._capacity else {})
 
 
 class Journal:
-    """The files of a run that grow. Written by rank 0 alone, but for `bad_samples.jsonl`."""
+    """The files of a run that grow. Written by rank 0 alone, but for `bad_samples.jsonl`.
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        """Goes on after `resumed_step`: what a killed run wrote after its last checkpoint is taken back."""
-        from torch.utils.tensorboard import SummaryWriter
+    Sinks are written to by a thread, so that no step waits for them. One that fails is told of and left out:
+    `metrics.jsonl` has all figures in any case.
+    """
 
-        for name in (METRICS_NAME, BAD_SAMPLES_NAME):
+    def __init__(
+        self,
+        folder: Path,
+        resumed_step: int,
+        sinks: Sequence[Sink] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Goes on after `resumed_step`: what a killed run wrote after its last checkpoint is taken back.
+
+        `sinks`: TensorBoard alone if none are given. `tell`: takes a line on a sink that failed, in another thread.
+        """
+        for name in (METRICS_NAME, BAD_SAMPLES_NAME, BAD_STEPS_NAME):
             keep_steps_until(folder / name, resumed_step)
         self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=resumed_step + 1)
+        self._sinks, self._tell = list([TensorBoard(folder, resumed_step)] if sinks is None else sinks), tell
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="dinowds-sinks")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` counts from 1: the number of optimizer steps done."""
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        """`step` counts from 1: the number of optimizer steps done. Figures that are not finite are null on disk."""
+        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.write(json.dumps({"step": step, **line}) + "\n")
         self._metrics.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._sender.submit(self._each_sink, lambda sink: sink.write(step, finite))
 
     def close(self) -> None:
+        """Waits until sinks have everything."""
         self._metrics.close()
-        self._board.close()
+        self._sender.submit(self._each_sink, lambda sink: sink.close())
+        self._sender.shutdown()
+
+    def _each_sink(self, act: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                act(sink)
+            except Exception as error:  # of a package or a server of others
+                self._sinks.remove(sink)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self._tell(f"{sink.name} failed and gets no more figures of this run ({reason})")
 
 
 def keep_steps_until(path: Path, last_step: int) -> None:
@@ -116,7 +214,7 @@ def keep_steps_until(path: Path, last_step: int) -> None:
 def last_figure(path: Path, name: str) -> float:
     """The newest value of a metric in `metrics.jsonl`; NaN where there is none."""
     entries = (_parse(line) for line in reversed(path.read_text(encoding="utf-8").splitlines()))
-    return next((float(entry[name]) for entry in entries if entry and name in entry), float("nan"))
+    return next((float(entry[name]) for entry in entries if entry and entry.get(name) is not None), math.nan)
 
 
 def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from dinowds.model.dino import DinoModel
+from dinowds.model.dino import Outputs
 from dinowds.model.pixels import normalise
 from dinowds.train import dist
-from dinowds.train.loss import dino_loss, mean_entropy, next_centre, teacher_targets
-from dinowds.train.optim import clip_per_tensor, set_rates, update_teacher
+from dinowds.train.diagnostics import output_figures, output_sums, teacher_distance
+from dinowds.train.learner import Learner
+from dinowds.train.loss import dino_loss, koleo, mean_entropy, next_centre, sinkhorn_targets, teacher_targets
+from dinowds.train.optim import apply, clip, set_rates, update_teacher
 from dinowds.train.schedule import StepValues
+from dinowds.train.sharding import local
 
 Views = Mapping[str, Tensor]
-"""Output name → views: uint8 [V, B, 3, S, S] of images, float16 [V, B, s, s, C] of regions; the global ones first."""
+"""Output name → views on the device, the global ones first: uint8 [V, B, 3, S, S] of images, float16 [V, B, s, s, C] of
+regions."""
 
-METRICS = ("loss", "teacher_entropy", "bad_samples", "stop")
-"""What a step returns: means over the global batch, then counts over all ranks: samples of the batch that had to be
-replaced, and ranks that were asked to stop."""
-
-
-@dataclass
-class Learner:
-    """All that a step changes."""
-
-    student: DinoModel
-    replicated: nn.Module
-    """The student, or its DistributedDataParallel."""
-    teacher: DinoModel
-    optimizer: torch.optim.Optimizer
-    centre: Tensor
-    """[K], float32."""
+_NUMBERS = ("loss", "teacher_entropy", "koleo", "bad_samples", "stop")
+"""What is summed over the global batch, and over ranks: samples that had to be replaced, ranks asked to stop."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What stays the same from step to step."""
+    """What stays the same from step to step; the options are `config.RunConfig`'s."""
 
     device: torch.device
     autocast_dtype: torch.dtype | None
@@ -51,6 +40,19 @@ class StepSettings:
     clip_grad: float
     seed: int
     rank: int
+    clip: str = "tensor"
+    centering: str = "ema"
+    koleo_weight: float = 0.0
+
+
+class _Totals:
+    """What is summed over micro-batches and ranks, as views of one vector."""
+
+    def __init__(self, num_prototypes: int, num_features: int, diagnose: bool, device: torch.device) -> None:
+        num_outputs = 2 * num_prototypes + 4 * num_features if diagnose else 0
+        self.flat = torch.zeros(num_prototypes + len(_NUMBERS) + num_outputs, device=device)
+        self.logits, self.numbers, self.outputs = self.flat.split([num_prototypes, len(_NUMBERS), num_outputs])
+        """Teacher's logits [K]; `_NUMBERS`; `diagnostics.output_sums`, if they are asked for."""
 
 
 def train_step(
@@ -61,78 +63,133 @@ def train_step(
     values: StepValues,
     num_bad: int = 0,
     stop: bool = False,
-) -> Tensor:
-    """One update from this rank's share of global batch `step`. Returns the numbers named in `METRICS`, on the device.
+    diagnose: bool = False,
+) -> dict[str, Tensor]:
+    """One update from this rank's share of global batch `step`.
 
     The batch is accumulated in micro-batches; gradients, centre and metrics are those of the whole global batch. Random
-    numbers of the step (dropped paths) come from (seed, step, rank), so they need no saved state.
+    numbers of the step (dropped paths) come from (seed, step, rank), so they need no saved state. If the loss or a
+    gradient is not finite, nothing changes on any rank. The host waits for nothing.
 
     Args:
         num_bad: this rank's replaced samples.
         stop: this rank was asked to stop.
+        diagnose: give the figures of `diagnostics` too.
+
+    Returns:
+        0-d tensors on the device: means over the global batch `loss`, `teacher_entropy` and `koleo`; sums over ranks
+        `bad_samples` and `stop`; `bad_step`, 1 where nothing was changed; with float16 `loss_scale`, for the next step.
     """
     _seed_step(settings, step)
     set_rates(learner.optimizer, values.lr, values.weight_decay)
     learner.optimizer.zero_grad(set_to_none=True)
-    # One transfer of contiguous pinned memory; slices of it would be copied through pageable memory.
-    on_device = {name: group.to(settings.device, non_blocking=True) for name, group in views.items()}
-    sums = _backward(learner, settings, on_device, values)
-    sums[-2], sums[-1] = num_bad, int(stop)
-    dist.all_reduce_sum(sums)
-    _update(learner, settings, values)
-    num_views = next(iter(views.values())).shape[0]
-    learner.centre.copy_(next_centre(learner.centre, sums[: -len(METRICS)] / (settings.global_batch * num_views)))
-    metrics = sums[-len(METRICS) :].clone()
-    metrics[:2] /= settings.global_batch
+    learner.student.zero_grad(set_to_none=True)
+    statistics = _batch_statistics(learner)
+    totals = _Totals(len(learner.centre), learner.student.backbone.embed_dim, diagnose, settings.device)
+    _backward(learner, settings, views, values, totals)
+    totals.numbers[-2], totals.numbers[-1] = num_bad, int(stop)
+    dist.all_reduce_sum(totals.flat)
+    totals.numbers[:-2] /= settings.global_batch
+    norms, is_bad = _update(learner, settings, values, totals.numbers[0])
+    num_outputs = settings.global_batch * next(iter(views.values())).shape[0]
+    centre = next_centre(learner.centre, totals.logits / num_outputs)
+    learner.centre.copy_(torch.where(is_bad > 0, learner.centre, centre))
+    for buffer, before in statistics:
+        buffer.copy_(torch.where(is_bad > 0, before, buffer))
+    metrics = {**dict(zip(_NUMBERS, totals.numbers, strict=True)), "bad_step": is_bad}
+    if learner.loss_scale:
+        metrics["loss_scale"] = learner.loss_scale.value
+    if diagnose:
+        metrics |= output_figures(totals.outputs, num_outputs, learner.centre) | learner.norm_groups.figures(norms)
+        metrics["teacher_distance"] = teacher_distance(*_weights(learner), _reduce(learner))
     return metrics
 
 
-def _backward(learner: Learner, settings: StepSettings, views: Views, values: StepValues) -> Tensor:
-    """Accumulate gradients; return [Σ teacher logits (K), Σ loss, Σ entropy, 0, 0], sums over this rank's samples."""
+def _backward(learner: Learner, settings: StepSettings, views: Views, values: StepValues, totals: _Totals) -> None:
+    """Accumulate gradients, and into `totals` the sums over this rank's samples."""
     rank_batch = next(iter(views.values())).shape[1]
     starts = range(0, rank_batch, settings.micro_batch)
-    sums = torch.zeros(len(learner.centre) + len(METRICS), device=settings.device)
-    for start in starts:
-        part = [group[:, start : start + settings.micro_batch] for group in views.values()]
-        num_teacher_views, size = part[0].shape[:2]
-        with _synchronised(learner.replicated, last=start == starts[-1]):
+    parts = [[group[:, start : start + settings.micro_batch] for group in views.values()] for start in starts]
+    taught = _taught(learner, settings, parts, values)
+    for number, (part, (targets, teacher)) in enumerate(zip(parts, taught, strict=True)):
+        of_globals, size = part[0].shape[:2], part[0].shape[1]
+        with dist.synchronised(learner.replicated, last=number == len(parts) - 1):
             with _autocast(settings):
-                groups = [_model_input(group, settings.autocast_dtype or torch.float32) for group in part]
-                with torch.no_grad():
-                    teacher_logits = learner.teacher(groups[:1]).logits.float().unflatten(0, (num_teacher_views, size))
-                student_logits = learner.replicated(groups).logits.unflatten(0, (-1, size))
-            targets = teacher_targets(teacher_logits, learner.centre, values.teacher_temperature)
-            loss = dino_loss(student_logits, targets)
-            (loss * (size / rank_batch)).backward()  # type: ignore[no-untyped-call]
-        sums[: -len(METRICS)] += teacher_logits.sum((0, 1))
-        sums[-len(METRICS) : -2] += torch.stack([loss.detach(), mean_entropy(targets)]) * size
-    return sums
+                outputs: Outputs = learner.replicated(_model_input(part, settings))
+            features = outputs.features[: of_globals.numel()].unflatten(0, of_globals)
+            loss = dino_loss(outputs.logits.unflatten(0, (-1, size)), targets)
+            spread = koleo(features) if settings.koleo_weight > 0 else loss.new_zeros(())
+            total = (loss + settings.koleo_weight * spread) * (size / rank_batch)
+            (total if learner.loss_scale is None else total * learner.loss_scale.value).backward()
+        totals.logits += teacher.logits.sum((0, 1))
+        totals.numbers[:-2] += torch.stack([loss.detach(), mean_entropy(targets), spread.detach()]) * size
+        if len(totals.outputs):
+            totals.outputs += output_sums(targets, features, teacher.features)
 
 
-def _model_input(views: Tensor, dtype: torch.dtype) -> Tensor:
+def _taught(
+    learner: Learner, settings: StepSettings, parts: list[list[Tensor]], values: StepValues
+) -> Iterator[tuple[Tensor, Outputs]]:
+    """Of each micro-batch: the teacher's targets [Q, B, K], and its outputs. Balancing needs those of all first."""
+    outputs = (_teach(learner, settings, part) for part in parts)
+    if settings.centering == "ema":
+        for output in outputs:
+            yield teacher_targets(output.logits, learner.centre, values.teacher_temperature), output
+        return
+    whole = list(outputs)
+    logits = [output.logits for output in whole]
+    balanced = sinkhorn_targets(torch.cat(logits, dim=1), values.teacher_temperature, dist.all_reduce_sum)
+    yield from zip(balanced.split([part.shape[1] for part in logits], dim=1), whole, strict=True)
+
+
+@torch.no_grad()
+def _teach(learner: Learner, settings: StepSettings, part: list[Tensor]) -> Outputs:
+    """Of the global views, float32 [Q, B, …]."""
+    with _autocast(settings):
+        outputs: Outputs = learner.teacher(_model_input(part[:1], settings))
+    return Outputs(*(output.float().unflatten(0, part[0].shape[:2]) for output in outputs))
+
+
+def _model_input(part: list[Tensor], settings: StepSettings) -> list[Tensor]:
     """[V, B, …] → [V · B, …]; images are normalised, features go as they are."""
-    views = views.flatten(0, 1)
-    return normalise(views, dtype) if views.dtype == torch.uint8 else views
+    dtype = settings.autocast_dtype or torch.float32
+    flat = [group.flatten(0, 1) for group in part]
+    return [normalise(group, dtype) if group.dtype == torch.uint8 else group for group in flat]
 
 
-def _update(learner: Learner, settings: StepSettings, values: StepValues) -> None:
-    """Clip, drop the frozen last layer's gradient, step, move the teacher."""
-    if settings.clip_grad > 0:
-        clip_per_tensor(_gradients(learner.student), settings.clip_grad)
+def _update(learner: Learner, settings: StepSettings, values: StepValues, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip, drop the frozen last layer's gradient, step, move the teacher. Returns the gradients' norms [n], and 1 if
+    nothing of it was done, else 0.
+    """
+    gradients = local(parameter.grad for parameter in learner.student.parameters() if parameter.grad is not None)
+    if learner.loss_scale:
+        torch._foreach_mul_(gradients, learner.loss_scale.value.reciprocal())
+    norms = clip(gradients, settings.clip_grad, settings.clip, _reduce(learner))
+    is_bad = 1 - (loss.isfinite() & norms.isfinite().all()).float()
     if values.freeze_last_layer:
         for parameter in learner.student.head.last_layer.parameters():
             parameter.grad = None
-    learner.optimizer.step()
-    update_teacher(list(learner.teacher.parameters()), list(learner.student.parameters()), values.momentum)
+    apply(learner.optimizer, is_bad)
+    update_teacher(*_weights(learner), values.momentum, is_bad)
+    if learner.loss_scale:
+        learner.loss_scale.update(is_bad)
+    return norms, is_bad
 
 
-def _gradients(model: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _weights(learner: Learner) -> tuple[list[Tensor], list[Tensor]]:
+    """This rank's of the teacher and of the student."""
+    return local(learner.teacher.parameters()), local(learner.student.parameters())
 
 
-def _synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Average gradients over ranks with the last micro-batch only."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+def _reduce(learner: Learner) -> Callable[[Tensor], Tensor] | None:
+    """Sums over the ranks that share a tensor; None where each holds it whole."""
+    return dist.all_reduce_sum if learner.is_sharded else None
+
+
+def _batch_statistics(learner: Learner) -> list[tuple[Tensor, Tensor]]:
+    """Running means and variances of batch norm, which a forward pass changes, and copies of them."""
+    buffers = [b for model in (learner.student, learner.teacher) for b in model.buffers()]
+    return [(buffer, buffer.clone()) for buffer in buffers]
 
 
 def _autocast(settings: StepSettings) -> AbstractContextManager[object]:

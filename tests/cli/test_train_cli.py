@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from dinowds.data.dataset import Dataset
+from tests.reference_root import make_root
 from tests.support import TINY_RUN, dinowds_command, run_dinowds, started
+from tests.train.regions import make_region, make_regions
 
 HEAVY = ("torch", "torchvision", "timm", "webdataset", "numpy", "pyarrow", "simplejpeg", "omegaconf", "PIL")
 
@@ -101,6 +105,105 @@ def test_train__mistake_is_one_clear_line(
         assert result.stderr.startswith("dinowds: error: ")
         assert result.stderr.count("\n") == 1, result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def reference_yaml(folder: Path, text: str) -> Path:
+    """A file of the reference system."""
+    path = folder / "ref.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_train__reference_s_yaml_is_all_that_is_needed(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    text = f"""
+        train: {{dataset_path: "Pathology:root={root}", batch_size_per_gpu: 8, output_dir: {tmp_path}/out, resume: false}}
+        tune:
+          tune_every: 1
+          knn:
+            query_dataset_path: KNN:root={root}:split=query
+            test_dataset_path: KNN:root={root}:split=test
+            use_cuda: true
+        student: {{arch: vit_tiny, patch_size: 8, out_dim: 64}}
+        optim: {{epochs: 1, warmup_epochs: 0, weight_decay: 1e-5}}
+        crops: {{global_crops_size: 24, local_crops_size: 16, local_crops_number: 2}}
+        speed: {{use_fp16: true, num_workers: 0}}
+        wandb: {{enable: false, username: me}}
+    """
+    command = ("train", "patch", "--config", reference_yaml(tmp_path, text), "student.depth=1", "optim.max_steps=3")
+    result = run_dinowds(*command)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert "train.batch_size is 8 (one process)" in result.stderr
+    assert "not used: tune.knn.use_cuda, optim.weight_decay, wandb.username\n" in result.stderr
+    assert result.stderr.count("it is made now") == 3
+    assert "40 samples, 5 steps an epoch, steps 0 to 3, batch 8" in result.stderr
+    assert list((tmp_path / "out" / "checkpoints").glob("step-*3.pt"))
+    tune = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["tune"]["knn"]
+    assert len(Dataset.open(tune["query_dataset_path"])) == len(Dataset.open(tune["test_dataset_path"])) == 10
+    again = run_dinowds(*command)
+    assert again.returncode == 0, again.stderr
+    assert "nothing left to do: 3 of 3 steps are done" in again.stderr
+    assert "it is made now" not in again.stderr
+
+
+def test_train__reference_s_yaml_of_regions(tmp_path: Path) -> None:
+    data = make_regions(tmp_path, [make_region(seed) for seed in range(16)])
+    text = f"""
+        train: {{dataset_path: {data}, batch_size_per_gpu: 4, output_dir: {tmp_path}/elsewhere}}
+        student: {{arch: hvit_xs, region_size: 1536, patch_size: 256, out_dim: 64}}
+        crops: {{global_crops_scale: 0.7, local_crops_scale: 0.4, local_crops_number: 2}}
+        optim: {{epochs: 1, warmup_epochs: 0}}
+        speed: {{use_fp16: false, num_workers: 0}}
+    """
+    config = reference_yaml(tmp_path, text)
+    overrides = ("student.depth=1", "student.embed_dim=64", "optim.max_steps=1")
+    result = run_dinowds("train", "region", "--config", config, "--out", tmp_path / "out", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert "crops.global.size is 4 (0.7 of 6 cells), crops.local.size is 2 (0.4 of 6 cells)" in result.stderr
+    assert list((tmp_path / "out" / "checkpoints").glob("step-*1.pt"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_train__name_of_a_root_as_data(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    arguments = ("--data", f"Pathology:root={root}:subset=fold_0", "--out", tmp_path / "out", *TINY_RUN)
+    result = run_dinowds("train", "patch", *arguments, "optim.max_steps=1", "optim.epochs=2")
+    assert result.returncode == 0, result.stderr
+    assert "20 samples" in result.stderr
+
+
+def test_train__what_is_missing_is_one_line(dataset_path: Path, tmp_path: Path) -> None:
+    config = reference_yaml(tmp_path, "train: {batch_size_per_gpu: 4}")
+    for arguments, option in (
+        (["--out", tmp_path / "run"], "--data"),
+        (["--data", dataset_path], "--out"),
+        (["--data", dataset_path, "--config", config], "--out"),
+    ):
+        result = run_dinowds("train", "patch", *arguments)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert result.stderr.startswith(f"dinowds: error: {option} is missing: give the ")
+
+
+def test_train__batch_of_the_reference_is_times_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"train: {{dataset_path: 'Pathology:root={tmp_path}/none', batch_size_per_gpu: 16, output_dir: out}}"
+    command = ("train", "patch", "--config", reference_yaml(tmp_path, text))
+    result = run_dinowds(*command, "--nproc", "3")
+    assert result.returncode == 1
+    assert "train.batch_size is 48 (16 for each of 3 processes)" in result.stderr
+    assert f"{tmp_path}/none is no folder" in result.stderr
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert "train.batch_size is 32 (16 for each of 2 processes)" in run_dinowds(*command).stderr
+    monkeypatch.setenv("RANK", "1")
+    assert run_dinowds(*command).stderr.count("\n") == 1
+
+
+def test_train__typo_in_a_reference_s_yaml_is_named(tmp_path: Path) -> None:
+    config = reference_yaml(tmp_path, "train: {dataset_path: x, output_dir: out}\noptim: {lrr: 1}")
+    result = run_dinowds("train", "patch", "--config", config)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "ref.yaml: unknown key 'optim.lrr'; did you mean 'optim.lr'?" in result.stderr
 
 
 def test_train__ctrl_c_saves_and_exits_75(dataset_path: Path, tmp_path: Path) -> None:

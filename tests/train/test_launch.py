@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from dinowds.errors import ConfigError
-from dinowds.train.checkpoint import load_checkpoint
+from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
 from dinowds.train.devices import micro_batch_size
 from dinowds.world import World, available_cores, first_host, rendezvous
 from tests.support import TINY_RUN, dinowds_command, free_port, run_dinowds, started, wait_until_gone
@@ -132,6 +133,64 @@ def test_train__signal_to_one_rank_stops_all_of_them(dataset_path: Path, tmp_pat
     assert "run the same command again to go on" in rest
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert load_checkpoint(checkpoint)["step"] > 0
+
+
+def start_long_run(command: list[str], run: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A run without end, of which a checkpoint and more has been written."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    while not (list_checkpoints(run / "checkpoints") and (run / "metrics.jsonl").exists() and len(losses(run)) > 6):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def assert_goes_on(data: Path, run: Path, *arguments: object) -> None:
+    """With a checkpoint of the killed run, for one step more."""
+    step = load_checkpoint(list_checkpoints(run / "checkpoints")[0])["step"]
+    again = run_dinowds("train", "patch", "--data", data, "--out", run, *arguments, f"optim.max_steps={step + 1}")
+    assert again.returncode == 0, again.stderr
+    assert f"going on after step {step} " in again.stderr
+    assert len(losses(run)) == step + 1
+
+
+LONG = [*ARGUMENTS, "optim.epochs=2000"]
+
+
+def test_train__killed_rank_of_nproc_ends_all_within_a_minute(dataset_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "patch", "--data", dataset_path, "--out", run, *LONG, "optim.max_steps=null", "--nproc", 2]
+    process = start_long_run(dinowds_command(*arguments), run, {})
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    t0 = time.time()
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    print("ENDED", time.time() - t0 if "t0" in dir() else 0)
+    last = output.splitlines()[-1]
+    assert last.startswith("dinowds: error: rank 1 ended with signal 9"), output
+    assert "Traceback" not in output
+    wait_until_gone(str(run))
+    assert_goes_on(dataset_path, run, *LONG, "--nproc", 2)
+
+
+def test_train__killed_rank_of_srun_ends_the_other_within_a_minute(dataset_path: Path, tmp_path: Path) -> None:
+    """No launcher is above them: rank 0 sees to it itself."""
+    run = tmp_path / "run"
+    command = dinowds_command("train", "patch", "--data", dataset_path, "--out", run, *LONG, "optim.max_steps=null")
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    other = subprocess.Popen(command, env={**os.environ, **common, "RANK": "1", "LOCAL_RANK": "1"})
+    process = start_long_run(command, run, {**common, "RANK": "0", "LOCAL_RANK": "0"})
+    other.kill()
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    print("ENDED", time.time() - t0 if "t0" in dir() else 0)
+    assert other.wait() == -signal.SIGKILL
+    last = output.splitlines()[-1]
+    assert last.startswith("dinowds: error: rank 0: the connection to another rank was lost (Connection "), output
+    assert last.endswith("the same command goes on from the last checkpoint")
+    assert "Traceback" not in output
+    assert_goes_on(dataset_path, run, *LONG)
 
 
 @pytest.mark.parametrize(

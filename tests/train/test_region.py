@@ -20,10 +20,12 @@ from dinowds.errors import ConfigError, DatasetError, StoppedBySignal
 from dinowds.model.architecture import Architecture, Size
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
+from dinowds.train.evaluation import Figures
+from dinowds.train.learner import Learner
 from dinowds.train.loop import train
 from dinowds.train.optim import build_optimizer
 from dinowds.train.schedule import StepValues
-from dinowds.train.step import Learner, StepSettings, train_step
+from dinowds.train.step import StepSettings, train_step
 from tests.support import TINY_RUN, run_dinowds, wait_until_gone
 from tests.train.regions import CHANNELS, TINY_REGION_RUN, make_region, make_regions
 from tests.train.test_resume import Listener, assert_same_state, losses
@@ -45,7 +47,7 @@ def test_train__checkpoint_says_what_whoever_uses_it_has_to_know(undisturbed: Pa
     assert state["about"] == {
         "architecture": {
             "kind": "region", "embed_dim": 64, "depth": 2, "num_heads": 2, "in_dim": CHANNELS, "patch_size": 1,
-            "grid": 4, "pos_interpolation": "timm",
+            "grid": 4, "pos_interpolation": "timm", "registers": 0, "layer_scale": False,
         },
         "mean": None,
         "std": None,
@@ -75,12 +77,13 @@ def test_train__killed_ends_with_the_same_bits(undisturbed: Path, regions_path: 
         import os, signal, sys
         from pathlib import Path
         from dinowds.config import load_config
+        from dinowds.train.evaluation import Figures
         from dinowds.train.loop import train
         def kill(step, student, teacher):
             return os.kill(os.getpid(), signal.SIGKILL) if step == 11 else {}
         if __name__ == "__main__":
             data, out, *overrides = sys.argv[1:]
-            train(Path(data), Path(out), load_config(None, overrides, "region"), evaluate=kill)
+            train(Path(data), Path(out), load_config(None, overrides, "region"), evaluation=Figures(kill))
     """)
     (tmp_path / "script.py").write_text(script)
     arguments: list[str | Path] = [regions_path, tmp_path / "run", *DROPPING, "speed.num_workers=1"]
@@ -104,7 +107,7 @@ def test_train__signal_saves_and_the_same_call_goes_on(undisturbed: Path, region
         return {}
 
     with pytest.raises(StoppedBySignal, match="stopped by SIGTERM after step"):
-        train(regions_path, tmp_path / "run", CONFIG, evaluate=send)
+        train(regions_path, tmp_path / "run", CONFIG, evaluation=Figures(send))
     train(regions_path, tmp_path / "run", CONFIG)
     assert losses(tmp_path / "run") == losses(undisturbed)
 
@@ -140,7 +143,9 @@ def test_train_step__whole_views_missing_leave_all_weights_finite(dtype: torch.d
     views["global"][0, 1] = views["local"][2] = torch.nan
     settings = StepSettings(torch.device("cpu"), dtype, 2, 4, clip_grad=3.0, seed=0, rank=0)
     values = StepValues(lr=1e-3, weight_decay=0.1, momentum=0.9, teacher_temperature=0.05, freeze_last_layer=False)
-    assert train_step(learner, settings, views, 0, values).isfinite().all()
+    numbers = train_step(learner, settings, views, 0, values, diagnose=True)
+    assert all(number.isfinite() for number in numbers.values())
+    assert numbers["bad_step"] == 0
     for name, parameter in learner.student.state_dict().items():
         assert parameter.isfinite().all(), name
         assert not torch.equal(parameter, before[name]), name

@@ -20,8 +20,9 @@ from dinowds.data.dataset import Dataset
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal, TrainingError
 from dinowds.model.dino import DinoModel
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from dinowds.train.loop import Evaluate, train
-from dinowds.train.monitor import Progress
+from dinowds.train.evaluation import Figures
+from dinowds.train.loop import train
+from dinowds.train.monitor import EpochSummary, Progress
 from tests.support import TINY_RUN, make_dataset, wait_until_gone
 
 DROPPING = (*TINY_RUN, "student.drop_path_rate=0.3", "train.max_batch_per_device=4")
@@ -37,6 +38,8 @@ class Listener:
         self.messages.append(text)
 
     def progress(self, progress: Progress) -> None: ...
+
+    def epoch(self, summary: EpochSummary) -> None: ...
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -76,12 +79,13 @@ def test_train__killed_at_step_11_ends_with_the_same_bits(
         import os, signal, sys
         from pathlib import Path
         from dinowds.config import load_config
+        from dinowds.train.evaluation import Figures
         from dinowds.train.loop import train
         def kill(step, student, teacher):
             return os.kill(os.getpid(), signal.SIGKILL) if step == 11 else {}
         if __name__ == "__main__":
             data, out, *overrides = sys.argv[1:]
-            train(Path(data), Path(out), load_config(None, overrides), evaluate=kill)
+            train(Path(data), Path(out), load_config(None, overrides), evaluation=Figures(kill))
     """)
     (tmp_path / "script.py").write_text(script)
     arguments: list[str | Path] = [dataset_path, tmp_path / "run", *DROPPING, "speed.num_workers=1"]
@@ -111,7 +115,7 @@ def test_train__signal_saves_and_the_same_call_goes_on(
 
     before = signal.getsignal(number)
     with pytest.raises(StoppedBySignal, match=rf"stopped by {number.name} after step [78] of 20"):
-        train(dataset_path, tmp_path / "run", WITH_PATHS_DROPPED, evaluate=send)
+        train(dataset_path, tmp_path / "run", WITH_PATHS_DROPPED, evaluation=Figures(send))
     assert signal.getsignal(number) == before
     train(dataset_path, tmp_path / "run", WITH_PATHS_DROPPED)
     assert losses(tmp_path / "run") == losses(undisturbed)
@@ -188,8 +192,8 @@ def test_train__second_run_in_the_same_folder_is_refused(dataset_path: Path, tmp
                 train(dataset_path, tmp_path / "run", CONFIG)
         return {}
 
-    evaluate: Evaluate = again
-    train(dataset_path, tmp_path / "run", load_config(None, [*TINY_RUN, "optim.max_steps=2"]), evaluate=evaluate)
+    config = load_config(None, [*TINY_RUN, "optim.max_steps=2"])
+    train(dataset_path, tmp_path / "run", config, evaluation=Figures(again))
 
 
 def test_save__prunes_older_ones_only(tmp_path: Path) -> None:
@@ -216,12 +220,3 @@ def test_train__bad_samples_are_counted_over_restarts_and_end_the_run(dataset_pa
     entry = json.loads(first[0])
     assert {"step", "epoch", "key", "url", "reason", "replaced_by"} == entry.keys()
     assert (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()[: len(first)] == first
-
-
-def test_train__evaluation_needs_one_process(
-    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="needs one process"):
-        train(dataset_path, tmp_path / "run", CONFIG, evaluate=lambda *_: {})

@@ -13,9 +13,10 @@ from dinowds.config import PatchStudentConfig, StudentConfig
 from dinowds.model.architecture import Architecture, Size
 from dinowds.model.dino import DinoModel, build_pair
 from dinowds.model.pixels import normalise
+from dinowds.train.learner import Learner, LossScale, learner_state, load_learner_state
 from dinowds.train.optim import build_optimizer
 from dinowds.train.schedule import StepValues
-from dinowds.train.step import Learner, StepSettings, train_step
+from dinowds.train.step import StepSettings, train_step
 
 CPU = torch.device("cpu")
 SHAPE = Architecture("image", Size(192, 2, 3), 3, 8, 2)
@@ -83,15 +84,15 @@ def plain_step(learner: Learner, views: dict[str, Tensor]) -> float:
     return loss.item()
 
 
-def assert_same(first: nn.Module, second: nn.Module) -> None:
-    """To 1 % of an update."""
+def assert_same(first: nn.Module, second: nn.Module, of_an_update: float = 0.01) -> None:
+    """To this share of an update."""
     for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=0.01 * VALUES.lr), name
+        assert torch.allclose(a, b, rtol=1e-4, atol=of_an_update * VALUES.lr), name
 
 
 def test_train_step__equals_the_textbook() -> None:
     learner, plain = make_learner(), make_learner()
-    loss = train_step(learner, settings(), make_views(), 0, VALUES)[0].item()
+    loss = train_step(learner, settings(), make_views(), 0, VALUES)["loss"].item()
     assert loss == pytest.approx(plain_step(plain, make_views()), rel=1e-5)
     assert_same(learner.student, plain.student)
     assert_same(learner.teacher, plain.teacher)
@@ -125,14 +126,15 @@ def test_train_step__same_step_same_dropped_paths_whatever_came_before() -> None
     a = train_step(first, settings(), make_views(), 7, VALUES)
     torch.manual_seed(99)
     b = train_step(second, settings(), make_views(), 7, VALUES)
-    assert torch.equal(a, b)
+    assert a == b
     assert all(torch.equal(p, q) for p, q in zip(first.student.parameters(), second.student.parameters(), strict=True))
 
 
 def test_train_step__stop_request_and_bad_samples_are_counted() -> None:
     learner = make_learner()
-    assert train_step(learner, settings(), make_views(), 0, VALUES)[-2:].tolist() == [0, 0]
-    assert train_step(learner, settings(), make_views(), 1, VALUES, num_bad=3, stop=True)[-2:].tolist() == [3, 1]
+    first = train_step(learner, settings(), make_views(), 0, VALUES)
+    second = train_step(learner, settings(), make_views(), 1, VALUES, num_bad=3, stop=True)
+    assert [(numbers["bad_samples"], numbers["stop"]) for numbers in (first, second)] == [(0, 0), (3, 1)]
 
 
 def test_train_step__in_bfloat16_stays_near_float32() -> None:
@@ -142,8 +144,88 @@ def test_train_step__in_bfloat16_stays_near_float32() -> None:
         expected = train_step(exact, settings(2), make_views(step), step, VALUES)
         found = train_step(fast, in_bf16, make_views(step), step, VALUES)
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-        assert found.dtype == fast.centre.dtype == torch.float32
-    assert not torch.equal(found, expected)
+        assert found["loss"].dtype == fast.centre.dtype == torch.float32
+    assert found["loss"] != expected["loss"]
+
+
+def test_train_step__in_float16_stays_near_float32() -> None:
+    exact, fast = make_learner(), make_learner()
+    fast.loss_scale = LossScale.on(CPU)
+    in_fp16 = dataclasses.replace(settings(2), autocast_dtype=torch.float16)
+    for step in range(3):
+        expected = train_step(exact, settings(2), make_views(step), step, VALUES)
+        found = train_step(fast, in_fp16, make_views(step), step, VALUES)
+        assert found.pop("loss_scale") == 2**16
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    assert_same(fast.student.head.mlp, exact.student.head.mlp, of_an_update=0.5)
+
+
+def all_of(learner: Learner) -> dict[str, Tensor]:
+    """Every number of it, under some name."""
+    flat: dict[str, Tensor] = {}
+
+    def add(name: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            flat[name] = value.clone()
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{name}.{key}", inner)
+
+    add("", learner_state(learner))
+    return flat
+
+
+@pytest.mark.parametrize("centering", ["ema", "sinkhorn_knopp"])
+@pytest.mark.parametrize("student", [STUDENT, dataclasses.replace(STUDENT, use_bn_in_head=True)])
+def test_train_step__that_is_not_finite_changes_nothing(student: StudentConfig, centering: str) -> None:
+    learner = make_learner(student)
+    how = dataclasses.replace(settings(2), centering=centering)
+    good = train_step(learner, how, make_views(0), 0, VALUES)
+    before = all_of(learner)
+    bias = learner.student.backbone.patch_embed.proj.bias
+    hook = bias.register_hook(lambda gradient: gradient * float("nan"))
+    bad = train_step(learner, how, make_views(1), 1, VALUES)
+    hook.remove()
+    assert (good["bad_step"], bad["bad_step"]) == (0, 1)
+    after = all_of(learner)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert train_step(learner, how, make_views(2), 2, VALUES)["bad_step"] == 0
+    assert not torch.equal(learner.centre, before[".dino_loss.center"][0])
+
+
+def test_train_step__nan_in_the_teacher_changes_nothing_but_is_told() -> None:
+    learner = make_learner()
+    train_step(learner, settings(), make_views(0), 0, VALUES)
+    with torch.no_grad():
+        learner.teacher.head.mlp[0].bias[0] = float("inf")
+    before = all_of(learner)
+    assert train_step(learner, settings(), make_views(1), 1, VALUES)["bad_step"] == 1
+    after = all_of(learner)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_loss_scale__halves_after_an_overflow_and_doubles_after_two_thousand_good_steps() -> None:
+    scale = LossScale.on(CPU)
+    scale.update(torch.tensor(1.0))
+    assert (scale.value, scale.good_steps) == (2**15, 0)
+    for _ in range(1999):
+        scale.update(torch.tensor(0.0))
+    assert (scale.value, scale.good_steps) == (2**15, 1999)
+    scale.update(torch.tensor(0.0))
+    assert (scale.value, scale.good_steps) == (2**16, 0)
+
+
+def test_learner_state__loads_back() -> None:
+    first, second = make_learner(), make_learner()
+    for learner in (first, second):
+        learner.loss_scale = LossScale.on(CPU)
+    train_step(first, settings(), make_views(0), 0, VALUES)
+    first.loss_scale.update(torch.tensor(1.0))  # type: ignore[union-attr]
+    load_learner_state(second, copy.deepcopy(learner_state(first)))
+    ours, theirs = all_of(second), all_of(first)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_model__concatenates_groups_in_order() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 
 from dinowds.model.architecture import SIZES, Architecture
+from dinowds.model.vit import INITIAL_SCALE
 from dinowds.model.weights.facts import cohort_facts
 from dinowds.model.weights.weights import Weights
 
@@ -31,7 +32,13 @@ def timm_call(architecture: Architecture) -> tuple[str, dict[str, Any]]:
         "img_size": architecture.grid * architecture.patch_size,
         **architecture.size._asdict(),
     }
-    return name, {"dynamic_img_size": True} | {k: v for k, v in wanted.items() if v != defaults[k]}
+    changed = {key: value for key, value in wanted.items() if value != defaults[key]}
+    return name, {"dynamic_img_size": True} | changed | _options(architecture)
+
+
+def _options(architecture: Architecture) -> dict[str, Any]:
+    registers = {"reg_tokens": architecture.registers, "no_embed_class": True} if architecture.registers else {}
+    return registers | ({"init_values": INITIAL_SCALE} if architecture.layer_scale else {})
 
 
 def _closest(architecture: Architecture) -> str:
@@ -171,6 +178,8 @@ def _model_rows(weights: Weights) -> list[tuple[str, object]]:
         ("width, depth, heads", f"{size.embed_dim}, {size.depth}, {size.num_heads}"),
         ("patch", f"{weights.architecture.patch_size} px"),
         ("parameters", f"{sum(value.numel() for value in weights.backbone.values()):,}"),
+        ("register tokens", weights.architecture.registers),
+        ("LayerScale", "yes" if weights.architecture.layer_scale else "no"),
         ("mean", ", ".join(map(str, weights.mean))),
         ("std", ", ".join(map(str, weights.std))),
         ("position interpolation", weights.architecture.pos_interpolation),

@@ -23,7 +23,8 @@ from dinowds.model.weights.card import how_to_load, model_card, note_on_position
 from dinowds.model.weights.check import check_export
 from dinowds.model.weights.content import NOTES, read_content
 from dinowds.model.weights.facts import cohort_facts, write_notes
-from dinowds.model.weights.fold import fold_normalization
+from dinowds.model.weights.fold import fold_layer_scale, fold_normalization
+from dinowds.model.weights.layout import to_timm, with_position_in_class_token
 from dinowds.model.weights.timm_folder import CONFIG_NAME, WEIGHTS_NAME
 from dinowds.model.weights.weights import Weights
 
@@ -76,6 +77,7 @@ def export_weights(
     _check_fits(weights, to, with_head)
     _check_free(out, to, overwrite)
     written = fold_normalization(weights, *normalization) if normalization else weights
+    written = _for_consumer(written, to)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         difference = (
@@ -104,16 +106,28 @@ def with_mpp(weights: Weights, mpp: float) -> Weights:
 
 
 def _check_fits(weights: Weights, to: To, with_head: bool) -> None:
-    kind = weights.architecture.kind
+    kind, registers = weights.architecture.kind, weights.architecture.registers
     if to not in _KINDS:
         raise ConfigError(f"to is {to!r}, expected one of {', '.join(_KINDS)}")
     if kind != _KINDS[to]:
         fitting = ", ".join(name for name, expected in _KINDS.items() if expected == kind)
         raise ConfigError(f"{weights.path}: a model of {kind}s cannot be written for {to}; take one of {fitting}")
+    if registers and to != "timm":
+        fitting = "timm" if kind == "image" else "the run itself, with dinowds.model.weights.load_backbone"
+        raise ConfigError(
+            f"{weights.path}: has {registers} register tokens, which {to} knows nothing of; take {fitting}"
+        )
     if with_head and to != "dino":
         raise ConfigError(f"with_head: {to} has no place for a head; only dino has")
     if with_head and weights.head is None:
         raise ConfigError(f"{weights.path}: has no head to write")
+
+
+def _for_consumer(weights: Weights, to: To) -> Weights:
+    """What reads the same here as it does there."""
+    if to == "timm":
+        return replace(weights, backbone=with_position_in_class_token(weights.backbone))
+    return fold_layer_scale(weights) if weights.architecture.layer_scale else weights
 
 
 def _check_free(out: Path, to: To, overwrite: bool) -> None:
@@ -165,7 +179,7 @@ def _wrapped(weights: Weights) -> dict[str, Tensor]:
 def _write_timm(original: Weights, written: Weights, out: Path) -> float:
     metadata = {"format": "pt", NOTES: json.dumps(write_notes(written))}
     with _new_folder(out) as folder:
-        write_atomic(folder / WEIGHTS_NAME, save(written.backbone, metadata))
+        write_atomic(folder / WEIGHTS_NAME, save(to_timm(written.backbone), metadata))
         write_atomic(folder / CONFIG_NAME, json.dumps(timm_config(written), indent=2).encode())
         write_atomic(folder / CARD_NAME, model_card(written).encode())
         return check_export(folder, original, written, timm_call(written.architecture))

@@ -1,4 +1,4 @@
-"""Another normalisation of the images, without another model."""
+"""The same model for consumers that normalise images otherwise, or know no LayerScale."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dinowds.errors import ConfigError
 from dinowds.model.pixels import Channels
 from dinowds.model.weights.weights import Weights, fingerprint_of
 
+_SCALED = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
+"""Each factor of LayerScale, and the Linear whose output it multiplies."""
 _WEIGHT, _BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 
 
@@ -40,3 +42,15 @@ def fold_normalization(weights: Weights, mean: Channels, std: Channels) -> Weigh
     backbone = {**weights.backbone, **folded}
     fingerprint = fingerprint_of(backbone, weights.architecture, mean, std)
     return replace(weights, backbone=backbone, mean=mean, std=std, fingerprint=fingerprint)
+
+
+def fold_layer_scale(weights: Weights) -> Weights:
+    """The same model without LayerScale: γ · (W x + b) = (γ W) x + γ b. Computed in float64, kept in float32."""
+    architecture, backbone = replace(weights.architecture, layer_scale=False), dict(weights.backbone)
+    for block in (f"blocks.{i}." for i in range(architecture.size.depth)):
+        for factor, layer in _SCALED.items():
+            gamma = backbone.pop(block + factor).double()
+            for name in (f"{block}{layer}.weight", f"{block}{layer}.bias"):
+                backbone[name] = torch.einsum("d...,d->d...", backbone[name].double(), gamma).float()
+    fingerprint = fingerprint_of(backbone, architecture, weights.mean, weights.std)
+    return replace(weights, architecture=architecture, backbone=backbone, fingerprint=fingerprint)

@@ -14,6 +14,7 @@ from dinowds.model.architecture import POS_INTERPOLATIONS, size_of
 from dinowds.model.weights import shapes
 from dinowds.model.weights.content import Content, read_content
 from dinowds.model.weights.facts import Facts, check_said, read_notes
+from dinowds.model.weights.layout import from_timm
 from dinowds.model.weights.names import split_names
 from dinowds.model.weights.timm_folder import CONFIG_NAME, TimmConfig, find_config, find_weights, read_config
 from dinowds.model.weights.weights import MODELS, Weights, Which, fingerprint_of
@@ -65,6 +66,7 @@ def _match(
     backbone, head = split_names(path, tensors)
     if config is not None:
         head = {name: value for name, value in head.items() if f"head.{name}" not in config.classifier}
+    backbone = from_timm(backbone)
     found = shapes.shapes_in(backbone)
     interpolation = pos_interpolation or facts.pos_interpolation or _INTERPOLATION[facts.family]
     architecture = shapes.infer_architecture(path, found, facts.num_heads, interpolation)
@@ -156,8 +158,9 @@ def _guess_family(content: Content, tensors: dict[str, Tensor]) -> str:
         return "reference"
     if any(name.endswith("phi.0.weight") for name in tensors):
         return "hipt"
-    is_timms = content.is_safetensors and not any("backbone." in name or "last_layer" in name for name in tensors)
-    return "timm" if is_timms else "dino"
+    is_newer = any(name.endswith(("reg_token", ".ls1.gamma")) for name in tensors)  # than the original
+    is_alone = not any("backbone." in name or "last_layer" in name for name in tensors)
+    return "timm" if is_alone and (content.is_safetensors or is_newer) else "dino"
 
 
 def _heads_in_config(path: str, values: dict[str, Any]) -> int:

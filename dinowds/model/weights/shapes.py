@@ -18,6 +18,7 @@ from dinowds.model.weights.weights import Shapes, shapes_of_backbone, shapes_of_
 
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_GAMMA = ".ls1.gamma"
 _COUNTER = "num_batches_tracked"
 """Of batch norm: the only integer."""
 
@@ -49,7 +50,10 @@ def infer_architecture(path: str, shapes: Shapes, num_heads: int | None, pos_int
         raise CheckpointError(f"{path}: its {heads} heads cannot share a width of {embed_dim}")
     patch_size = shape[2] if kind == "image" else 1
     grid = _infer_grid(path, shapes.get("pos_embed", ()))
-    return Architecture(kind, Size(embed_dim, depth, heads), in_dim, patch_size, grid, pos_interpolation)
+    registers = _infer_registers(path, shapes.get("reg_token"))
+    layer_scale = any(name.endswith(_GAMMA) for name in shapes)
+    size = Size(embed_dim, depth, heads)
+    return Architecture(kind, size, in_dim, patch_size, grid, pos_interpolation, registers, layer_scale)
 
 
 def _known_heads(path: str, kind: Kind, embed_dim: int, depth: int) -> int:
@@ -68,6 +72,14 @@ def _infer_grid(path: str, shape: tuple[int, ...]) -> int:
         found = list(shape) if shape else "missing"
         raise CheckpointError(f"{path}: pos_embed is {found}, expected [1, n² + 1, D]: a square grid and a class token")
     return side
+
+
+def _infer_registers(path: str, shape: tuple[int, ...] | None) -> int:
+    if shape is None:
+        return 0
+    if len(shape) != 3:
+        raise CheckpointError(f"{path}: reg_token is {list(shape)}, expected [1, R, D]")
+    return shape[1]
 
 
 def check_backbone(path: str, shapes: Shapes, architecture: Architecture) -> None:

@@ -15,9 +15,12 @@ from dinowds.model.weights.facts import read_channels
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 _WEIGHTS_NAMES = (WEIGHTS_NAME, "pytorch_model.bin")
-_PLAIN_VIT = re.compile(r"vit_(tiny|small|base|large|huge)_patch\d+_\d+(\.\w+)?")
+_PLAIN_VIT = re.compile(r"vit_(tiny|small|base|large|huge)_patch\d+_(\d+|(reg4_)?dinov2)(\.\w+)?")
 """Other ViTs of timm can have the same names of weights and compute something else with them."""
-_SHOWN_BY_SHAPES = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "dynamic_img_size", "num_classes"}
+_SHOWN_BY_SHAPES = {
+    "img_size", "patch_size", "embed_dim", "depth", "num_heads", "dynamic_img_size", "num_classes", "reg_tokens",
+    "init_values",
+}  # fmt: skip
 _PLAIN_ARGS = {"global_pool": "token", "in_chans": 3, "qkv_bias": True, "class_token": True}
 
 
@@ -53,8 +56,11 @@ def read_config(path: Path) -> TimmConfig:
     architecture = str(config.get("architecture"))
     if not _PLAIN_VIT.fullmatch(architecture):
         raise CheckpointError(f"{path}: architecture is {architecture[:80]}, expected a plain ViT, vit_*_patch*_*")
-    for name, value in {"global_pool": config.get("global_pool", "token"), **model_args}.items():
-        if name not in _SHOWN_BY_SHAPES and (name not in _PLAIN_ARGS or value != _PLAIN_ARGS[name]):
+    has_registers = bool(model_args.get("reg_tokens", "_reg4_" in architecture))
+    plain = {**_PLAIN_ARGS, "no_embed_class": has_registers}
+    assumed = {"global_pool": config.get("global_pool", "token"), "no_embed_class": "_reg4_" in architecture}
+    for name, value in {**assumed, **model_args}.items():
+        if name not in _SHOWN_BY_SHAPES and (name not in plain or value != plain[name]):
             raise CheckpointError(f"{path}: {name} is {str(value)[:80]}, which is not a plain ViT's")
     num_heads = model_args.get("num_heads")
     if num_heads is not None and (type(num_heads) is not int or num_heads < 1):

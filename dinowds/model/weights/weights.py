@@ -15,6 +15,7 @@ from dinowds.model.architecture import Architecture
 from dinowds.model.head import DinoHead
 from dinowds.model.pixels import Channels
 from dinowds.model.vit import ImageViT, build_backbone
+from dinowds.model.weights.layout import with_position_in_class_token
 
 Which = Literal["teacher", "student"]
 MODELS: tuple[Which, ...] = ("teacher", "student")
@@ -56,9 +57,9 @@ def fingerprint_of(backbone: Mapping[str, Tensor], architecture: Architecture, m
     digest = hashlib.sha256()
     facts = [architecture.size.num_heads, architecture.pos_interpolation, list(mean), list(std)]
     digest.update(json.dumps(facts).encode())
-    for name in sorted(backbone):
-        digest.update(json.dumps([name, list(backbone[name].shape)]).encode())
-        digest.update(backbone[name].contiguous().numpy().data)
+    for name, value in sorted(with_position_in_class_token(backbone).items()):
+        digest.update(json.dumps([name, list(value.shape)]).encode())
+        digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()
 
 

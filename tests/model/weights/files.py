@@ -20,17 +20,38 @@ HIDDEN, BOTTLENECK = 16, 6
 State = dict[str, Tensor]
 
 
-def image_state(size: Size = TINY_IMAGE, patch_size: int = 4, grid: int = 3, seed: int = 0) -> State:
-    """A backbone as in the original DINO's files."""
+def image_state(
+    size: Size = TINY_IMAGE,
+    patch_size: int = 4,
+    grid: int = 3,
+    seed: int = 0,
+    registers: int = 0,
+    layer_scale: bool = False,
+) -> State:
+    """A backbone as in the original DINO's files; registers and LayerScale with timm's names."""
     width = size.embed_dim
     first = {"patch_embed.proj.weight": (width, 3, patch_size, patch_size), "patch_embed.proj.bias": (width,)}
-    return _fill(first | _trunk(size, grid), seed)
+    return _fill(first | _trunk(size, grid) | _newer(size, registers, layer_scale), seed)
 
 
-def region_state(size: Size = TINY_REGION, in_dim: int = 10, grid: int = 3, seed: int = 0) -> State:
+def region_state(
+    size: Size = TINY_REGION,
+    in_dim: int = 10,
+    grid: int = 3,
+    seed: int = 0,
+    registers: int = 0,
+    layer_scale: bool = False,
+) -> State:
     """A backbone as in HIPT's files of regions."""
     first = {"phi.0.weight": (size.embed_dim, in_dim), "phi.0.bias": (size.embed_dim,)}
-    return _fill(first | _trunk(size, grid), seed)
+    return _fill(first | _trunk(size, grid) | _newer(size, registers, layer_scale), seed)
+
+
+def _newer(size: Size, registers: int, layer_scale: bool) -> dict[str, tuple[int, ...]]:
+    """What the original DINO does not have."""
+    tokens = {"reg_token": (1, registers, size.embed_dim)} if registers else {}
+    places = [f"blocks.{i}.{name}.gamma" for i in range(size.depth) for name in ("ls1", "ls2")] if layer_scale else []
+    return tokens | dict.fromkeys(places, (size.embed_dim,))
 
 
 def _trunk(size: Size, grid: int) -> dict[str, tuple[int, ...]]:

@@ -39,12 +39,15 @@ def region_features(state: State, num_heads: int, regions: Tensor) -> Tensor:
 
 def _class_tokens(state: State, num_heads: int, tokens: Tensor) -> Tensor:
     x = torch.cat([state["cls_token"].expand(len(tokens), -1, -1), tokens], 1) + state["pos_embed"]
+    if "reg_token" in state:  # Darcet et al. 2024: after the positions, and thus without one
+        x = torch.cat([x[:, :1], state["reg_token"].expand(len(x), -1, -1), x[:, 1:]], 1)
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     for i in range(depth):
         block = {name.removeprefix(f"blocks.{i}."): v for name, v in state.items() if name.startswith(f"blocks.{i}.")}
-        x = x + _attention(block, num_heads, _layer_norm(block, "norm1", x))
+        attended = _attention(block, num_heads, _layer_norm(block, "norm1", x))
+        x = x + attended * block.get("ls1.gamma", 1)  # Touvron et al. 2021
         hidden = _gelu(_layer_norm(block, "norm2", x) @ block["mlp.fc1.weight"].T + block["mlp.fc1.bias"])
-        x = x + hidden @ block["mlp.fc2.weight"].T + block["mlp.fc2.bias"]
+        x = x + (hidden @ block["mlp.fc2.weight"].T + block["mlp.fc2.bias"]) * block.get("ls2.gamma", 1)
     return _layer_norm(state, "norm", x)[:, 0]
 
 

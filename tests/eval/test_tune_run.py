@@ -1,0 +1,31 @@
+"""A run that is evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from dinowds.train.loop import train
+from tests.eval.support import config_for, make_labelled, tune_of
+
+
+def test_train__with_an_evaluation_gives_the_same_weights(tmp_path: Path) -> None:
+    data = make_labelled(tmp_path / "data", dict.fromkeys(["s0", "s1", "s2", "s3"]), seed=50_000)
+    query = make_labelled(tmp_path / "query", {"q0": "gland", "q1": "fat"}, seed=60_000)
+    test = make_labelled(tmp_path / "test", {"t0": "gland", "t1": "fat"}, seed=70_000)
+    # 2 steps an epoch
+    config = config_for(query, test, "tune.tune_every=2", "tune.tune_every_steps=3", "optim.max_steps=5")
+    tune, _ = tune_of(config, data)
+    plain, evaluated = (train(data, tmp_path / name, config, None, each) for name, each in (("a", None), ("b", tune)))
+    for model, other in ((plain.student, evaluated.student), (plain.teacher, evaluated.teacher)):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert steps_with(tmp_path / "b", "knn/teacher/auroc") == [3, 4, 5]
+    assert steps_with(tmp_path / "a", "knn/teacher/auroc") == []
+
+
+def steps_with(run: Path, figure: str) -> list[int]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if figure in line]
