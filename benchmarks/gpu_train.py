@@ -37,10 +37,11 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.order.make import make_plan, order_of
 from dinowds.model.dino import architecture_of, num_prototypes
 from dinowds.shard.build import ShardOptions, build_dataset
+from dinowds.train.devices import numerics
 from dinowds.train.diagnostics import peak_flops, step_flops
 from dinowds.train.feed import cache_options, feed
 from dinowds.train.kinds import resolve_kind, view_maker
-from dinowds.train.learner import build_learner
+from dinowds.train.learner import initial_models
 from dinowds.train.loop import resolve, train
 from dinowds.train.monitor import METRICS_NAME, Progress, SilentObserver
 from dinowds.train.schedule import values_at
@@ -102,8 +103,8 @@ def of_plain(data: Path, config: PatchConfig, warm: int, device: torch.device) -
     """The plain step in a plain loop, on the views of dinowds' loader."""
     dataset = Dataset.open(data)
     plan = make_plan(dataset, order_of(config))
-    config = resolve_kind(resolve(config, plan.order, device), dataset, device, cache_options(config))
-    trainer = plain_trainer(build_learner(config, device).student.state_dict(), config, device)
+    config = resolve_kind(resolve(config, plan.order, len(dataset), device), dataset, device, cache_options(config))
+    trainer = plain_trainer(initial_models(config)[0].state_dict(), config, device)
     maker, world, end = view_maker(config, device), World(), config.optim.max_steps
     assert end is not None
     waited, began = 0.0, time.perf_counter()
@@ -135,13 +136,13 @@ def measure(folder: Path, options: argparse.Namespace, device: torch.device) -> 
     data = options.data or make_dataset(folder, options.images)
     config = make_config(options)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    flops = step_flops(architecture_of(config), config, num_prototypes(config.student))
-    resolved = resolve(config, make_plan(Dataset.open(data), order_of(config)).order, device)
+    dataset = Dataset.open(data)
+    resolved = resolve(config, make_plan(dataset, order_of(config)).order, len(dataset), device)
+    flops = step_flops(architecture_of(config), config, num_prototypes(resolved.student))
     peak = peak_flops(name, resolved.speed.precision, resolved.speed.tf32)
-    found = {
-        "dinowds": of_dinowds(data, folder, config, options.warm),
-        "plain": of_plain(data, config, options.warm, device),
-    }
+    found = {"dinowds": of_dinowds(data, folder, config, options.warm)}
+    with numerics(device, config.speed.tf32, config.train.deterministic):
+        found["plain"] = of_plain(data, config, options.warm, device)
     for who, row in found.items():
         if peak:
             row["mfu"] = row["images_per_second"] * flops / peak

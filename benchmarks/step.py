@@ -28,8 +28,9 @@ from torch import Tensor
 
 from dinowds.config import PatchConfig
 from dinowds.model.dino import architecture_of
+from dinowds.train.devices import numerics
 from dinowds.train.diagnostics import step_flops
-from dinowds.train.learner import Learner, build_learner
+from dinowds.train.learner import Learner, build_learner, models_on
 from dinowds.train.schedule import values_at
 from dinowds.train.step import StepSettings, train_step
 
@@ -64,7 +65,9 @@ def make_config(batch: int, precision: str, is_compiled: bool) -> PatchConfig:
 def dinowds_step(learner: Learner, config: PatchConfig, views: dict[str, Tensor]) -> Step:
     batch, device = config.train.batch_size, learner.centre.device
     settings = StepSettings(device, DTYPES[config.speed.precision], batch, batch, config.optim.clip_grad, 0, 0)
-    return lambda step: float(train_step(learner, settings, views, step, values_at(config, STEPS_PER_EPOCH, step))[0])
+    return lambda step: float(
+        train_step(learner, settings, views, step, values_at(config, STEPS_PER_EPOCH, step))["loss"]
+    )
 
 
 def plain_step(learner: Learner, config: PatchConfig, views: dict[str, Tensor]) -> Step:
@@ -78,7 +81,7 @@ def contestants(options: argparse.Namespace, device: torch.device) -> dict[str, 
     steps: dict[str, Step] = {}
     for precision in options.precisions:
         config = make_config(options.batch, precision, options.compile)
-        learner = build_learner(config, device)
+        learner = build_learner(config, *models_on(config, device), device)
         steps[f"plain {precision}"] = plain_step(learner, config, views)
         steps[f"dinowds {precision}"] = dinowds_step(learner, config, views)
     return steps
@@ -167,7 +170,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     print(machine(PACKAGES))
-    result = measure(options, torch.device(options.device))
+    device = torch.device(options.device)
+    with numerics(device, tf32=True, deterministic=False):
+        result = measure(options, device)
     ratios = report(result, options.precisions)
     if options.json:
         append_result(options.json, "step", {**result, "ratios": ratios}, PACKAGES)

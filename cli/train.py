@@ -131,10 +131,11 @@ def _open_in_place(data: str, config: RunConfig, is_first: bool) -> tuple[str, R
 
 def run_rank(data: str, out: Path, config: RunConfig) -> None:
     """One rank, with the progress of rank 0 on stderr."""
+    from dinowds.eval.tune import evaluation_of
     from dinowds.train.loop import train
 
     from .progress import run_observer
 
     observer = run_observer()
     with interruptible(), closing(observer):
-        train(data, out, config, observer)
+        train(data, out, config, observer, evaluation_of(config, data, observer.message))

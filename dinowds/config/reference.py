@@ -13,7 +13,8 @@ from dinowds.config.keys import flatten, to_dict, unflatten, with_empty_sections
 from dinowds.config.sections import CONFIGS, Kind
 from dinowds.errors import ConfigError
 
-_MARKS = ("train.dataset_path", "train.batch_size_per_gpu", "train.output_dir")
+_PLACES = ("train.dataset_path", "train.output_dir")
+_MARKS = (*_PLACES, "train.batch_size_per_gpu")
 """A file of the reference has some of these, since their defaults suit no one; a file of dinowds has none."""
 
 _UNUSED = (
@@ -71,34 +72,30 @@ def translate(content: dict[str, Any], kind: Kind, source: str, num_ranks: int) 
         ConfigError: an unknown key (the nearest is named), or a value that has no counterpart.
     """
     ours = flatten(to_dict(CONFIGS[kind]()))
-    theirs = {**EARLIER_NAMES[kind], **OF_COMMANDS, **dict.fromkeys((*_UNUSED, *_DEFAULTS[kind]))}
-    flat = flatten(with_empty_sections(content, ours | theirs))
-    for key in flat:
-        if key not in ours and key not in theirs and not key.startswith(_UNUSED_SECTIONS):
-            raise ConfigError(f"{source}: unknown key {key!r}{suggestion(key, kind, ours | theirs)}")
-    is_used = {key: key in ours or key in EARLIER_NAMES[kind] or key in _DEFAULTS[kind] for key in flat}
-    places = ("train.dataset_path", "train.output_dir")
-    values = _resolve(content, [key for key in flat if is_used[key] or key in places], source)
-    data, out = (values.pop(key, None) for key in places)
+    used = {*ours, *EARLIER_NAMES[kind], *_DEFAULTS[kind]}
+    flat = _flatten_known(content, kind, ours, source)
+    values = _resolve(content, [key for key in flat if key in (*used, *_PLACES)], source)
+    data, out = (values.pop(key, None) for key in _PLACES)
     values = _without_tuning(_with_defaults(values, kind))
     taken = {key: value for key, value in values.items() if key in ours}
-    became: dict[str, str] = {}
-    for key, new in EARLIER_NAMES[kind].items():
-        if values.get(key) is None:
-            continue
-        if new in taken:
-            raise ConfigError(f"{source}: has both {key!r} and {new!r}, which is the same here; leave one of them out")
-        taken[new], how = _moved(key, values, kind, num_ranks, source)
-        became |= {new: f"{taken[new]} ({how})"} if how else {}
-    if (per_gpu := values.get("train.batch_size_per_gpu")) is not None:
-        taken.setdefault("train.max_batch_per_device", per_gpu)
+    became = _move(taken, values, kind, num_ranks, source)
     return Translation(
         unflatten(taken),
         None if data is None else str(data),
         None if out is None else str(out),
         became,
-        [_with_reason(key) for key, value in flat.items() if not is_used[key] and _says_something(key, value)],
+        [_with_reason(key) for key, value in flat.items() if key not in used and _says_something(key, value)],
     )
+
+
+def _flatten_known(content: dict[str, Any], kind: Kind, ours: dict[str, Any], source: str) -> dict[str, Any]:
+    """Dotted keys → values. Raises ConfigError for a key of neither system."""
+    known = ours | dict.fromkeys((*EARLIER_NAMES[kind], *OF_COMMANDS, *_UNUSED, *_DEFAULTS[kind]))
+    flat = flatten(with_empty_sections(content, known))
+    for key in flat:
+        if key not in known and not key.startswith(_UNUSED_SECTIONS):
+            raise ConfigError(f"{source}: unknown key {key!r}{suggestion(key, kind, known)}")
+    return flat
 
 
 def _resolve(content: dict[str, Any], keys: Iterable[str], source: str) -> dict[str, Any]:
@@ -131,6 +128,22 @@ def _without_tuning(values: dict[str, Any]) -> dict[str, Any]:
         return values
     datasets = dict.fromkeys(("tune.knn.query_dataset_path", "tune.knn.test_dataset_path"))
     return values | {"tune.tune_every": 0} | datasets
+
+
+def _move(taken: dict[str, Any], values: dict[str, Any], kind: Kind, num_ranks: int, source: str) -> dict[str, str]:
+    """Put the values of earlier names into `taken`; what became of them where they are others."""
+    became = {}
+    for key, new in EARLIER_NAMES[kind].items():
+        if values.get(key) is None:
+            continue
+        if new in taken:
+            raise ConfigError(f"{source}: has both {key!r} and {new!r}, which is the same here; leave one of them out")
+        taken[new], how = _moved(key, values, kind, num_ranks, source)
+        if how:
+            became[new] = f"{taken[new]} ({how})"
+    if (per_gpu := values.get("train.batch_size_per_gpu")) is not None:
+        taken.setdefault("train.max_batch_per_device", per_gpu)
+    return became
 
 
 def _moved(key: str, values: dict[str, Any], kind: Kind, num_ranks: int, source: str) -> tuple[Any, str]:
@@ -166,7 +179,7 @@ def _check_whole(key: str, value: object, source: str) -> None:
 
 def _says_something(key: str, value: object) -> bool:
     """Not what is empty, taken in another way, or the same here in any case."""
-    if key in ("train.dataset_path", "train.output_dir", "train.resume") or value in (None, "", [], {}):
+    if key in (*_PLACES, "train.resume") or value in (None, "", [], {}):
         return False
     return not (key == "train.pct" and value == 1)
 

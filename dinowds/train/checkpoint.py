@@ -59,6 +59,10 @@ class Writer:
         if under_way:
             under_way.result()
 
+    def close(self) -> None:
+        """Let what is under way come to its end, and the thread too. Says no errors: for where another one is raised."""
+        self._thread.shutdown()
+
     def _write(self, state: State, arrived: torch.cuda.Event | None, best: bool) -> Path:
         if arrived:
             arrived.synchronize()

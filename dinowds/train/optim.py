@@ -13,7 +13,6 @@ from torch import Tensor
 from dinowds.model.dino import DinoModel
 
 _CLIP_EPS = 1e-6
-_GOOD = torch.tensor(0.0)  # until step.py gives `is_bad`
 
 
 def build_optimizer(model: DinoModel, layer_decay: float = 1.0) -> torch.optim.AdamW:
@@ -112,7 +111,7 @@ def apply(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
 
 
 @torch.no_grad()
-def update_teacher(teacher: list[Tensor], student: list[Tensor], momentum: float, is_bad: Tensor = _GOOD) -> None:
+def update_teacher(teacher: list[Tensor], student: list[Tensor], momentum: float, is_bad: Tensor) -> None:
     """θ_t ← m θ_t + (1 − m) θ_s, in place, unless `is_bad` (0-d float32 on their device, 1 or 0)."""
     if is_bad.device.type == "cpu":
         if not is_bad:
@@ -121,7 +120,3 @@ def update_teacher(teacher: list[Tensor], student: list[Tensor], momentum: float
     changes = torch._foreach_sub(student, teacher)
     torch._foreach_mul_(changes, (1 - momentum) * (1 - is_bad))
     torch._foreach_add_(teacher, changes)
-
-
-def clip_per_tensor(gradients: list[Tensor], max_norm: float) -> Tensor:  # until step.py calls `clip`
-    return clip(gradients, max_norm, "tensor")

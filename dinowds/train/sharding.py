@@ -27,10 +27,10 @@ def shard(model: DinoModel, device: torch.device) -> None:
     """
     model.backbone.register_forward_hook(_own_memory)
     mesh = init_device_mesh(device.type, (td.get_world_size(),))
+    # The backbone apart from the model: torch leaves the outermost module's own parameters whole after a forward pass
+    # without a backward one, and the teacher would not see its updates.
     for module in (*model.backbone.blocks, model.backbone, model.head, model):
-        # Left to torch, the outermost module stays whole after a forward pass without a backward one, and the teacher
-        # would not see its own updates.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh)
 
 
 def _own_memory(_module: nn.Module, _inputs: object, features: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def reference_yaml(folder: Path, text: str) -> Path:
 def test_train__reference_s_yaml_is_all_that_is_needed(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     text = f"""
-        train: {{dataset_path: "Pathology:root={root}", batch_size_per_gpu: 8, output_dir: {tmp_path}/out, resume: false}}
+        train: {{dataset_path: "Pathology:root={root}", batch_size_per_gpu: 8, output_dir: {tmp_path}/out}}
         tune:
           tune_every: 1
           knn:
@@ -139,6 +139,7 @@ def test_train__reference_s_yaml_is_all_that_is_needed(tmp_path: Path) -> None:
     assert result.stderr.count("it is made now") == 3
     assert "40 samples, 5 steps an epoch, steps 0 to 3, batch 8" in result.stderr
     assert list((tmp_path / "out" / "checkpoints").glob("step-*3.pt"))
+    assert "knn/teacher/accuracy" in (tmp_path / "out" / "metrics.jsonl").read_text()
     tune = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["tune"]["knn"]
     assert len(Dataset.open(tune["query_dataset_path"])) == len(Dataset.open(tune["test_dataset_path"])) == 10
     again = run_dinowds(*command)
@@ -168,9 +169,9 @@ def test_train__reference_s_yaml_of_regions(tmp_path: Path) -> None:
 def test_train__name_of_a_root_as_data(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     arguments = ("--data", f"Pathology:root={root}:subset=fold_0", "--out", tmp_path / "out", *TINY_RUN)
-    result = run_dinowds("train", "patch", *arguments, "optim.max_steps=1", "optim.epochs=2")
-    assert result.returncode == 0, result.stderr
-    assert "20 samples" in result.stderr
+    result = run_dinowds("train", "patch", *arguments, "train.batch_size=24")
+    assert result.returncode == 1
+    assert "train.batch_size is 24, but the dataset has only 20 samples" in result.stderr
 
 
 def test_train__what_is_missing_is_one_line(dataset_path: Path, tmp_path: Path) -> None:

@@ -28,6 +28,30 @@ def test_architecture_of__regions_of_unknown_features() -> None:
         architecture_of(load_config(None, [], "region"))
 
 
+def test_architecture_of__options_from_later_systems() -> None:
+    config = load_config(None, ["student.registers=4", "student.layer_scale=1e-5"])
+    expected = Architecture("image", Size(384, 12, 6), 3, 16, 14, "timm", registers=4, layer_scale=True)
+    assert architecture_of(config) == expected
+    region = load_config(None, ["student.input_dim=8", "student.registers=2", "student.layer_scale=0.1"], "region")
+    assert architecture_of(region) == Architecture(
+        "region", Size(192, 6, 6), 8, 1, 14, "timm", registers=2, layer_scale=True
+    )
+
+
+def test_build_pair__options_from_later_systems() -> None:
+    overrides = ["out_dim=16", "embed_dim=64", "depth=2", "registers=3", "layer_scale=0.25", "drop_path_skips=true"]
+    config = load_config(None, [f"student.{override}" for override in overrides])
+    student, teacher = build_pair(architecture_of(config), config.student)
+    for model in (student, teacher):
+        state = model.state_dict()
+        assert state["backbone.reg_token"].shape == (1, 3, 64)
+        assert (state["backbone.blocks.1.ls1.gamma"] == 0.25).all()
+    assert type(student.backbone.blocks[1]).__name__ == "SkippingBlock"
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(teacher([images]).logits, teacher([images]).logits)
+    assert not torch.equal(student([images]).logits, student([images]).logits)
+
+
 @pytest.mark.parametrize("kind", ["image", "region"])
 def test_model__concatenates_views_of_two_sizes(kind: str) -> None:
     torch.manual_seed(0)

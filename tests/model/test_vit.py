@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dinowds.model.architecture import SIZES, Architecture, Size
 from dinowds.model.vit import build_backbone, initialise
@@ -31,8 +34,14 @@ def test_build_backbone__every_architecture_maps_any_multiple_of_the_patch(arch:
     assert vit(torch.zeros(2, 3, 32, 48)).shape == (2, size.embed_dim)
 
 
-def test_initialise__leaves_no_parameter_as_it_was() -> None:
-    vit = build_backbone(Architecture("image", Size(192, 2, 3), 3, 16, 4))
+def newer(kind: str = "image", registers: int = 4, layer_scale: bool = True) -> Architecture:
+    dims = (3, 8) if kind == "image" else (5, 1)
+    return Architecture(kind, Size(16, 2, 2), *dims, 4, registers=registers, layer_scale=layer_scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["image", "region"])
+def test_initialise__leaves_no_parameter_as_it_was(kind: str) -> None:
+    vit = build_backbone(newer(kind))
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.fill_(float("nan"))
@@ -42,7 +51,7 @@ def test_initialise__leaves_no_parameter_as_it_was() -> None:
 
 
 def test_initialise__follows_dino() -> None:
-    vit = build_backbone(Architecture("image", Size(192, 2, 3), 3, 16, 14))
+    vit = build_backbone(Architecture("image", Size(192, 2, 3), 3, 16, 14, registers=4, layer_scale=True))
     for name, module in vit.named_modules():
         if isinstance(module, nn.Linear):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
@@ -55,9 +64,73 @@ def test_initialise__follows_dino() -> None:
     parameters = dict(vit.named_parameters())
     assert parameters["pos_embed"].std().item() == pytest.approx(0.02, rel=0.05)
     assert parameters["cls_token"].std().item() == pytest.approx(0.02, rel=0.2)
+    assert parameters["reg_token"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert (parameters["blocks.1.ls2.gamma"] == 1e-5).all()
 
 
 def test_build_backbone__drop_path_is_linear_over_depth() -> None:
     vit = build_backbone(Architecture("image", Size(192, 5, 3), 3, 16, 2), 0.2)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.parametrize("kind", ["image", "region"])
+def test_build_backbone__registers_and_layer_scale_have_timms_names(kind: str) -> None:
+    plain, state = build_backbone(newer(kind, 0, False)).state_dict(), build_backbone(newer(kind)).state_dict()
+    gammas = {f"blocks.{i}.{name}.gamma": (16,) for i in (0, 1) for name in ("ls1", "ls2")}
+    added = {name: tuple(value.shape) for name, value in state.items() if name not in plain}
+    assert added == {"reg_token": (1, 4, 16), **gammas}
+    assert {name: state[name].shape for name in plain} == {name: value.shape for name, value in plain.items()}
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_image_vit__registers_are_those_of_timm_and_no_patch_tokens(side: int) -> None:
+    ours = randomised(build_backbone(newer(), initial_scale=0.5)).eval()
+    theirs = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0, reg_tokens=4,
+        no_embed_class=True, init_values=1.0, dynamic_img_size=True,
+    ).eval()  # fmt: skip
+    state = ours.state_dict()
+    state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+    state["pos_embed"] = state["pos_embed"][:, 1:]
+    theirs.load_state_dict(state)
+    images = torch.randn(2, 3, side, side)
+    found, expected = ours.forward_features(images), theirs.forward_features(images)
+    assert found.shape == (2, 1 + (side // 8) ** 2, 16)
+    torch.testing.assert_close(found, torch.cat([expected[:, :1], expected[:, 5:]], 1))
+    torch.testing.assert_close(ours(images), expected[:, 0])
+
+
+def test_region_vit__registers_are_no_cells_and_are_seen_by_all() -> None:
+    vit = randomised(build_backbone(newer("region"), initial_scale=0.5)).eval()
+    cells = torch.randn(2, 3, 5, 5)
+    cells[0, 1:] = torch.nan
+    cells[1] = torch.nan
+    before = vit.forward_features(cells)
+    assert before.shape == (2, 16, 16)
+    with torch.no_grad():
+        vit.reg_token[:, 2] += 1
+    assert ((vit.forward_features(cells) - before)[:, 0].abs().amax(1) > 1e-3).all()
+
+
+def randomised(vit: nn.Module) -> nn.Module:
+    """Far from its initial zeros and ones."""
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return vit
+
+
+@pytest.mark.parametrize("kind", ["image", "region"])
+def test_attention__is_torchs_own_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[tuple[int, ...] | None] = []
+    kernel = F.scaled_dot_product_attention
+
+    def spy(*tensors: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        masks.append(None if attn_mask is None else tuple(attn_mask.shape))
+        return kernel(*tensors, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    views = torch.randn(2, 3, 32, 32) if kind == "image" else torch.randn(2, 4, 4, 5)
+    build_backbone(newer(kind))(views)
+    assert masks == [None if kind == "image" else (2, 1, 1, 21)] * 2

@@ -13,7 +13,8 @@ import pytest
 
 from dinowds.data.dataset import Dataset
 from dinowds.errors import OutputError, SourceError
-from dinowds.files import cache_folder
+from dinowds.files import cache_folder, lock_file
+from dinowds.shard.progress import ShardProgress
 from dinowds.shard.roots import open_in_place
 from tests.reference_root import make_root, write_entries
 
@@ -64,10 +65,11 @@ def test_open_in_place__copies_nothing_and_leaves_the_root_alone(root: Path) -> 
     assert _indexes() == [folder]
 
 
-def test_open_in_place__other_locations_stay(dataset_path: Path, tmp_path: Path) -> None:
+def test_open_in_place__other_locations_stay(dataset_path: Path, root: Path, tmp_path: Path) -> None:
     strange = tmp_path / "KNN:root=x:split=query"
     strange.mkdir()
-    for location in (str(dataset_path), f"{dataset_path}:fold_0", "s3://bucket/x:y", "Other:root=/data", str(strange)):
+    places = (dataset_path, root, strange, f"{dataset_path}:fold_0", "s3://bucket/x:y", "Other:root=/data")
+    for location in map(str, places):
         assert open_in_place(location) == location
     assert not cache_folder().exists()
 
@@ -112,6 +114,19 @@ def test_open_in_place__processes_wait_for_the_one_that_makes_it(root: Path) -> 
     assert [lines[-1] for lines in printed] == [str(_indexes()[0])] * 3
     assert sum(len(lines) > 1 for lines in printed) == 1
     assert len(_indexes()) == 1
+
+
+def test_open_in_place__holds_a_lock_while_it_is_made(root: Path) -> None:
+    phases = []
+
+    def report(progress: ShardProgress) -> None:
+        phases.append(progress.phase)
+        [lock] = (cache_folder() / "roots").glob(".*.lock")
+        with pytest.raises(BlockingIOError), lock_file(lock):
+            pass
+
+    open_in_place(f"Pathology:root={root}", report=report)
+    assert phases
 
 
 def test_open_in_place__goes_on_after_a_kill(root: Path) -> None:

@@ -138,7 +138,7 @@ def test_train__signal_to_one_rank_stops_all_of_them(dataset_path: Path, tmp_pat
 def start_long_run(command: list[str], run: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """A run without end, of which a checkpoint and more has been written."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    while not (list_checkpoints(run / "checkpoints") and (run / "metrics.jsonl").exists() and len(losses(run)) > 6):
+    while not (list_checkpoints(run / "checkpoints") and (run / "metrics.jsonl").exists() and len(losses(run)) > 4):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process
@@ -166,7 +166,6 @@ def test_train__killed_rank_of_nproc_ends_all_within_a_minute(dataset_path: Path
     t0 = time.time()
     _, output = process.communicate(timeout=60)
     assert process.returncode == 1, output
-    print("ENDED", time.time() - t0 if "t0" in dir() else 0)
     last = output.splitlines()[-1]
     assert last.startswith("dinowds: error: rank 1 ended with signal 9"), output
     assert "Traceback" not in output
@@ -184,7 +183,6 @@ def test_train__killed_rank_of_srun_ends_the_other_within_a_minute(dataset_path:
     other.kill()
     _, output = process.communicate(timeout=60)
     assert process.returncode == 1, output
-    print("ENDED", time.time() - t0 if "t0" in dir() else 0)
     assert other.wait() == -signal.SIGKILL
     last = output.splitlines()[-1]
     assert last.startswith("dinowds: error: rank 0: the connection to another rank was lost (Connection "), output

@@ -66,7 +66,7 @@ def test_train__checkpoint_of_images_says_so_too(dataset_path: Path, tmp_path: P
     about = load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])["about"]
     assert about["architecture"] == {
         "kind": "image", "embed_dim": 192, "depth": 2, "num_heads": 3, "in_dim": 3, "patch_size": 8, "grid": 3,
-        "pos_interpolation": "timm",
+        "pos_interpolation": "timm", "registers": 0, "layer_scale": False,
     }  # fmt: skip
     assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert about["dataset"]["cohorts"] == {"alpha": 60, "beta": 30}
