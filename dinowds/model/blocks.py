@@ -8,6 +8,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
+_PARTS = 1_000_000
+
 
 class SkippingBlock(Block):  # type: ignore[misc]
     """timm's block with the batched stochastic depth of DINOv2 (Oquab et al. 2024, §5, "Efficient stochastic depth").
@@ -35,7 +37,8 @@ class SkippingBlock(Block):  # type: ignore[misc]
 
 def _add_to_some(x: Tensor, branch: Callable[[Tensor, Tensor], Tensor], drop_rate: float) -> Tensor:
     """[B, T, D] → x + B / kept · branch(x of the kept, their ids [kept]) for a random subset, x for the others."""
-    num_kept = len(x) - int(len(x) * drop_rate)
+    # ⌈B · (1 − p)⌉ in whole numbers: for batches of any size, inductor fails where a float decides a shape
+    num_kept = (len(x) * round(_PARTS * (1 - drop_rate)) + _PARTS - 1) // _PARTS
     ids = torch.randperm(len(x), device=x.device)[:num_kept]
     added = branch(x.index_select(0, ids), ids)
     return x.index_add(0, ids, added.to(x.dtype), alpha=len(x) / num_kept)

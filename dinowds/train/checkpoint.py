@@ -60,7 +60,7 @@ class Writer:
             under_way.result()
 
     def close(self) -> None:
-        """Let what is under way come to its end, and the thread too. Says no errors: for where another one is raised."""
+        """Wait for what is under way, and end the thread. Raises nothing: for where another error is on its way."""
         self._thread.shutdown()
 
     def _write(self, state: State, arrived: torch.cuda.Event | None, best: bool) -> Path:

@@ -93,6 +93,13 @@ def run_rank(name: str, rank: int, port: int, output: str) -> None:
         sys.exit(error.exit_code)
 
 
+def fail_on_rank_1() -> None:
+    """For `launch`."""
+    world = World.from_environment()
+    with dist.process_group(world, torch.device("cpu")):
+        (talk, after(0.1, fail))[world.rank]()
+
+
 def run_scenario(name: str, folder: Path) -> list[tuple[int | None, str]]:
     context, port = multiprocessing.get_context("fork"), free_port()
     outputs = [folder / f"{name} {rank}" for rank in range(2)]

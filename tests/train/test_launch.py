@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,6 +136,21 @@ def test_train__signal_to_one_rank_stops_all_of_them(dataset_path: Path, tmp_pat
     assert load_checkpoint(checkpoint)["step"] > 0
 
 
+def test_launch__error_of_the_rank_that_fails_is_told_not_of_those_that_lose_it() -> None:
+    script = """if True:
+        from dinowds.errors import TrainingError
+        from dinowds.train.launch import launch
+        from tests.train.failing import fail_on_rank_1
+        if __name__ == "__main__":
+            try:
+                launch(fail_on_rank_1, (), 2)
+            except TrainingError as error:
+                print(error)
+    """
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "the disk of this host is full\n", result.stderr
+
+
 def start_long_run(command: list[str], run: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """A run without end, of which a checkpoint and more has been written."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
@@ -163,7 +179,6 @@ def test_train__killed_rank_of_nproc_ends_all_within_a_minute(dataset_path: Path
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(ranks[1]), signal.SIGKILL)
-    t0 = time.time()
     _, output = process.communicate(timeout=60)
     assert process.returncode == 1, output
     last = output.splitlines()[-1]

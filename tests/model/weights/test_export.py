@@ -53,6 +53,12 @@ def regions(tmp_path: Path) -> Weights:
     return replace(weights, about=dict(ABOUT))
 
 
+def newer(tmp_path: Path, registers: int, layer_scale: bool) -> Weights:
+    """Of a later architecture, that interpolates as timm."""
+    state = image_state(registers=registers, layer_scale=layer_scale)
+    return read_weights(save(tmp_path / "newer.pth", state), pos_interpolation="timm")
+
+
 @pytest.fixture
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
@@ -96,6 +102,57 @@ def test_export_weights__timm_folder(tmp_path: Path, images: Weights) -> None:
         found = model(normalise(inputs, torch.float32, HALF, HALF))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert done.note.startswith("on another grid than 3 × 3 tokens features differ")
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_export_weights__timm_with_registers_and_layer_scale(tmp_path: Path) -> None:
+    out, weights = tmp_path / "hub", newer(tmp_path, registers=4, layer_scale=True)
+    done = export_weights(weights, out, "timm")
+    assert done.difference < 1e-5
+    again = read_weights(out)
+    _assert_same(again, done.weights)
+    assert (again.architecture, again.fingerprint) == (weights.architecture, weights.fingerprint)
+    assert not again.backbone["pos_embed"][:, 0].any()  # where timm has none, it is added to the class token
+    assert weights.backbone["pos_embed"][:, 0].all()
+
+    inputs = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+    expected = load_backbone(weights).forward_features(inputs)
+    assert torch.equal(load_backbone(again).forward_features(inputs), expected)
+    hub = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    tokens = hub.forward_features(inputs)
+    torch.testing.assert_close(hub(inputs), expected[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tokens[:, 5:], expected[:, 1:], rtol=1e-5, atol=1e-5)
+    assert "reg_tokens=4, no_embed_class=True, init_values=1e-05" in done.calls[1]
+    assert "| register tokens | 4 |" in (out / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(("registers", "layer_scale"), [(2, False), (0, True)])
+def test_export_weights__timm_with_one_of_both(tmp_path: Path, registers: int, layer_scale: bool) -> None:
+    weights = newer(tmp_path, registers, layer_scale)
+    done = export_weights(weights, tmp_path / "hub", "timm", normalization=(HALF, HALF))
+    _assert_same(read_weights(tmp_path / "hub"), done.weights)
+    inputs = torch.randint(256, (2, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    hub = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    found = hub(normalise(inputs, torch.float32, HALF, HALF))
+    torch.testing.assert_close(found, load_backbone(weights)(normalise(inputs)), rtol=1e-5, atol=1e-5)
+
+
+def test_export_weights__dino_gets_layer_scale_folded(tmp_path: Path) -> None:
+    weights = newer(tmp_path, registers=0, layer_scale=True)
+    done = export_weights(weights, tmp_path / "a.pth", "dino")
+    assert torch.load(tmp_path / "a.pth", weights_only=True).keys() == image_state().keys()
+    assert 0 < done.difference < 1e-5
+    _assert_same(read_weights(tmp_path / "a.pth"), done.weights)
+
+
+def test_export_weights__registers_have_no_place_in_dino_and_hipt(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has 3 register tokens, which dino knows nothing of; take timm$"):
+        export_weights(newer(tmp_path, 3, layer_scale=False), tmp_path / "a.pth", "dino")
+    regions = read_weights(save(tmp_path / "region.pth", region_state(registers=2)))
+    with pytest.raises(ConfigError, match=r"has 2 register tokens, which hipt knows nothing of; take the run itself"):
+        export_weights(regions, tmp_path / "a.pth", "hipt")
+    assert not (tmp_path / "a.pth").exists()
 
 
 @pytest.mark.usefixtures("_no_network", "_unchecked")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -310,6 +312,54 @@ def test_read_weights__timm_says_its_heads(tmp_path: Path) -> None:
     assert read_weights(folder).architecture.size.num_heads == 4
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch14_dinov2"])
+def test_read_weights__timms_own_model_with_registers(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    arguments = {"img_size": 42, "depth": 2, "num_heads": 6}
+    theirs = timm.create_model(name, num_classes=0, dynamic_img_size=True, **arguments).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # far from its initial zeros and ones
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    config = {"architecture": name + ".lvd142m", "model_args": arguments}
+    weights = read_weights(_timm_folder(tmp_path / "hub", theirs.state_dict(), **config))
+    registers = 4 if "reg4" in name else 0
+    size = SIZES["image"]["vit_small"]._replace(depth=2)
+    assert weights.architecture == Architecture("image", size, 3, 14, 3, "timm", registers, layer_scale=True)
+    for side in (42, 56):
+        images = torch.randn(2, 3, side, side)
+        expected = theirs.forward_features(images)
+        found = load_backbone(weights).forward_features(images)
+        assert found.shape == (2, 1 + (side // 14) ** 2, 384)
+        torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[:, 1:], expected[:, 1 + registers :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_read_weights__later_options_show_in_names(tmp_path: Path, suffix: str) -> None:
+    path, state = tmp_path / f"a.{suffix}", image_state(registers=5, layer_scale=True)
+    if suffix == "pth":
+        save(path, state)
+    else:
+        save_file(state, path)
+    weights = read_weights(path)
+    assert weights.family == "timm"  # the original has neither
+    assert (weights.architecture.registers, weights.architecture.layer_scale) == (5, True)
+    assert_equal(weights.backbone, state)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_read_weights__run_says_its_later_options(tmp_path: Path) -> None:
+    state, about = image_state(registers=5, layer_scale=True), _about()
+    assert read_weights(save(tmp_path / "old.pt", _dinowds(state, state, about=about))).architecture.registers == 5
+    about["architecture"] |= {"registers": 5, "layer_scale": True}
+    assert_equal(read_weights(save(tmp_path / "a.pt", _dinowds(state, state, about=about))).backbone, state)
+    for change in ({"registers": 4}, {"layer_scale": False}):
+        wrong = {**about, "architecture": about["architecture"] | change}
+        with pytest.raises(CheckpointError, match=rf"says {next(iter(change))} .*, its tensors say"):
+            read_weights(save(tmp_path / "b.pt", _dinowds(state, state, about=wrong)))
+
+
 @pytest.mark.usefixtures("tiny")
 def test_read_weights__timm_classifier_only_where_it_is_declared(tmp_path: Path) -> None:
     state = image_state() | {"head.weight": torch.zeros(7, 12), "head.bias": torch.zeros(7)}
@@ -330,6 +380,10 @@ def test_read_weights__timm_classifier_only_where_it_is_declared(tmp_path: Path)
         ({"architecture": "vit_base_patch16_clip_quickgelu_224"}, "architecture is vit_base_patch16_clip_quick"),
         ({"global_pool": "avg"}, "global_pool is avg"),
         ({"model_args": {"act_layer": "relu"}}, "act_layer is relu"),
+        ({"model_args": {"reg_tokens": 4}}, "no_embed_class is False"),
+        ({"model_args": {"no_embed_class": True}}, "no_embed_class is True"),
+        ({"architecture": "vit_small_patch14_reg4_dinov2", "model_args": {"reg_tokens": 0}}, "no_embed_class is True"),
+        ({"architecture": "vit_base_patch16_reg4_gap_256"}, "architecture is vit_base_patch16_reg4_gap"),
         ({"model_args": {"num_heads": "2"}}, "num_heads is 2, expected a number"),
         ({"model_args": []}, "model_args is a list"),
         ({"pretrained_cfg": {"mean": None}}, "mean is None"),
@@ -402,6 +456,31 @@ def test_fingerprint__depends_on_all_that_features_depend_on(tmp_path: Path) -> 
     ]
     assert plain[0] == plain[1]
     assert len({*plain, *normalised}) == 5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_fingerprint__is_what_it_was_before_later_options(tmp_path: Path) -> None:
+    state, digest = image_state(), hashlib.sha256()
+    digest.update(json.dumps([3, "dino", list(IMAGENET_MEAN), list(IMAGENET_STD)]).encode())
+    for name in sorted(state):
+        digest.update(json.dumps([name, list(state[name].shape)]).encode())
+        digest.update(state[name].numpy().tobytes())
+    assert read_weights(save(tmp_path / "a.pth", state)).fingerprint == digest.hexdigest()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_fingerprint__covers_later_options(tmp_path: Path) -> None:
+    state = image_state(registers=2, layer_scale=True)
+    changed = [
+        {**state, name: state[name] + 1} for name in ("reg_token", "blocks.1.ls2.gamma", "cls_token", "pos_embed")
+    ]
+    together = {**state, "cls_token": state["cls_token"] + state["pos_embed"][:, :1]}
+    together["pos_embed"] = torch.cat([torch.zeros(1, 1, 12), state["pos_embed"][:, 1:]], 1)
+    first, *others, same = [
+        read_weights(save(tmp_path / "a.pth", s)).fingerprint for s in (state, image_state(), *changed, together)
+    ]
+    assert len({first, *others}) == 6
+    assert same == first  # gives the same features, to the last bit
 
 
 def test_load_backbone__is_strict_frozen_and_draws_nothing(tmp_path: Path) -> None:

@@ -99,6 +99,24 @@ def test_read_weights__shape_of_no_vit(tmp_path: Path, name: str, shape: tuple[i
     _refused(save(tmp_path / "a.pth", image_state() | {name: torch.zeros(shape)}), message)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reg_token": (2, 12)}, r"reg_token is \[2, 12\], expected \[1, R, D\]"),
+        ({"reg_token": (1, 2, 13)}, r"1 of another shape: reg_token \[1, 2, 13\] in place of \[1, 2, 12\]"),
+        ({"reg_token": (1, 2, 12), "pos_embed": (1, 12, 12)}, r"pos_embed is \[1, 12, 12\]"),  # a place for each
+        ({"blocks.1.ls1.gamma": (12,)}, r"3 missing: blocks\.0\.ls1\.gamma, blocks\.0\.ls2\.gamma, blocks\.1\.ls2"),
+        ({"blocks.1.ls2.gamma": (12,)}, r"1 unexpected: blocks\.1\.ls2\.gamma"),
+        ({"register_tokens": (1, 2, 12)}, r"1 unexpected: register_tokens"),
+    ],
+)
+def test_read_weights__later_options_that_do_not_fit(
+    tmp_path: Path, changes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    state = image_state() | {name: torch.zeros(shape) for name, shape in changes.items()}
+    _refused(save(tmp_path / "a.pth", state), message)
+
+
 def test_read_weights__no_vit_at_all(tmp_path: Path) -> None:
     _refused(save(tmp_path / "a.pth", {"conv1.weight": torch.zeros(3)}), r"1 tensors \(conv1\.weight\)")
     _refused(save(tmp_path / "b.pth", {}), "0 tensors")
