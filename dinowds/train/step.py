@@ -51,7 +51,7 @@ class _Totals:
     def __init__(self, num_prototypes: int, num_features: int, diagnose: bool, device: torch.device) -> None:
         num_outputs = 2 * num_prototypes + 4 * num_features if diagnose else 0
         self.flat = torch.zeros(num_prototypes + len(_NUMBERS) + num_outputs, device=device)
-        self.logits, self.numbers, self.outputs = self.flat.split([num_prototypes, len(_NUMBERS), num_outputs])
+        self.logits, self.numbers, self.outputs = self.flat.split([num_prototypes, len(_NUMBERS), num_outputs])  # type: ignore[no-untyped-call]
         """Teacher's logits [K]; `_NUMBERS`; `diagnostics.output_sums`, if they are asked for."""
 
 
@@ -116,11 +116,11 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
         with dist.synchronised(learner.replicated, last=number == len(parts) - 1):
             with _autocast(settings):
                 outputs: Outputs = learner.replicated(_model_input(part, settings))
-            features = outputs.features[: of_globals.numel()].unflatten(0, of_globals)
-            loss = dino_loss(outputs.logits.unflatten(0, (-1, size)), targets)
+            features = outputs.features[: of_globals.numel()].unflatten(0, of_globals)  # type: ignore[no-untyped-call]
+            loss = dino_loss(outputs.logits.unflatten(0, (-1, size)), targets)  # type: ignore[no-untyped-call]
             spread = koleo(features) if settings.koleo_weight > 0 else loss.new_zeros(())
             total = (loss + settings.koleo_weight * spread) * (size / rank_batch)
-            (total if learner.loss_scale is None else total * learner.loss_scale.value).backward()
+            (total if learner.loss_scale is None else total * learner.loss_scale.value).backward()  # type: ignore[no-untyped-call]
         totals.logits += teacher.logits.sum((0, 1))
         totals.numbers[:-2] += torch.stack([loss.detach(), mean_entropy(targets), spread.detach()]) * size
         if len(totals.outputs):
@@ -139,7 +139,7 @@ def _taught(
     whole = list(outputs)
     logits = [output.logits for output in whole]
     balanced = sinkhorn_targets(torch.cat(logits, dim=1), values.teacher_temperature, dist.all_reduce_sum)
-    yield from zip(balanced.split([part.shape[1] for part in logits], dim=1), whole, strict=True)
+    yield from zip(balanced.split([part.shape[1] for part in logits], dim=1), whole, strict=True)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def _teach(learner: Learner, settings: StepSettings, part: list[Tensor]) -> Outp
     """Of the global views, float32 [Q, B, …]."""
     with _autocast(settings):
         outputs: Outputs = learner.teacher(_model_input(part[:1], settings))
-    return Outputs(*(output.float().unflatten(0, part[0].shape[:2]) for output in outputs))
+    return Outputs(*(output.float().unflatten(0, part[0].shape[:2]) for output in outputs))  # type: ignore[no-untyped-call]
 
 
 def _model_input(part: list[Tensor], settings: StepSettings) -> list[Tensor]:

@@ -103,7 +103,7 @@ def test_resample_positions__equals_torch_and_so_do_gradients(method: str, rows:
     for resample in (resample_positions, by_interpolate):
         positions = white_noise().requires_grad_()
         found = resample(positions, rows, columns, method)
-        found.mul(torch.linspace(0, 1, found.numel()).view_as(found)).sum().backward()
+        found.mul(torch.linspace(0, 1, found.numel()).view_as(found)).sum().backward()  # type: ignore[no-untyped-call]
         assert positions.grad is not None
         results.append((found.detach(), positions.grad))
     torch.testing.assert_close(*(found for found, _ in results), rtol=0, atol=1e-6)
@@ -122,7 +122,7 @@ def test_resample_positions__can_be_trained_after_an_inference() -> None:
     with torch.inference_mode():
         resample_positions(white_noise(), 3, 23, "timm")
     positions = white_noise().requires_grad_()
-    resample_positions(positions, 3, 23, "timm").sum().backward()
+    resample_positions(positions, 3, 23, "timm").sum().backward()  # type: ignore[no-untyped-call]
     assert positions.grad is not None
     assert positions.grad.any()
 

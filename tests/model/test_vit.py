@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinowds.model.architecture import SIZES, Architecture, Size
-from dinowds.model.vit import build_backbone, initialise
+from dinowds.model.vit import ImageViT, build_backbone, initialise
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_build_backbone__registers_and_layer_scale_have_timms_names(kind: str) -
 
 @pytest.mark.parametrize("side", [32, 48])
 def test_image_vit__registers_are_those_of_timm_and_no_patch_tokens(side: int) -> None:
-    ours = randomised(build_backbone(newer(), initial_scale=0.5)).eval()
+    ours = randomised(build_backbone(newer(), initial_scale=0.5))
     theirs = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0, reg_tokens=4,
         no_embed_class=True, init_values=1.0, dynamic_img_size=True,
@@ -102,7 +102,7 @@ def test_image_vit__registers_are_those_of_timm_and_no_patch_tokens(side: int) -
 
 
 def test_region_vit__registers_are_no_cells_and_are_seen_by_all() -> None:
-    vit = randomised(build_backbone(newer("region"), initial_scale=0.5)).eval()
+    vit = randomised(build_backbone(newer("region"), initial_scale=0.5))
     cells = torch.randn(2, 3, 5, 5)
     cells[0, 1:] = torch.nan
     cells[1] = torch.nan
@@ -113,11 +113,12 @@ def test_region_vit__registers_are_no_cells_and_are_seen_by_all() -> None:
     assert ((vit.forward_features(cells) - before)[:, 0].abs().amax(1) > 1e-3).all()
 
 
-def randomised(vit: nn.Module) -> nn.Module:
+def randomised(vit: ImageViT) -> ImageViT:
     """Far from its initial zeros and ones."""
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+    vit.eval()
     return vit
 
 
@@ -126,9 +127,9 @@ def test_attention__is_torchs_own_kernel(kind: str, monkeypatch: pytest.MonkeyPa
     masks: list[tuple[int, ...] | None] = []
     kernel = F.scaled_dot_product_attention
 
-    def spy(*tensors: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    def spy(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
         masks.append(None if attn_mask is None else tuple(attn_mask.shape))
-        return kernel(*tensors, attn_mask=attn_mask, **options)
+        return kernel(q, k, v, attn_mask=attn_mask, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     views = torch.randn(2, 3, 32, 32) if kind == "image" else torch.randn(2, 4, 4, 5)

@@ -42,7 +42,8 @@ class Listener:
     def epoch(self, summary: EpochSummary) -> None: ...
 
 
-def losses(run: Path) -> dict[int, float]:
+def losses(run: Path) -> dict[int, Any]:
+    """None where it was not finite."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert len(steps) == len(set(steps))

@@ -66,11 +66,12 @@ def export_weights(
         to: `timm`: `model.safetensors`, `config.json` and a model card, as on the Hugging Face Hub. `dino`: the
             backbone's state dict as the original DINO names it, or {"teacher": backbone.*, head.*} with its head.
             `hipt`: {"teacher": backbone.*} of a region model, as HIPT's loader expects.
+            LayerScale is folded into the weights for `dino` and `hipt`.
         normalization: mean and std that the consumer forces; folded into the weights.
         overwrite: replace what `out` is, where it is an export.
 
     Raises:
-        ConfigError: `to` is not for this kind of model, or there is no head to write.
+        ConfigError: `to` is not for this kind of model or knows no registers, or there is no head to write.
         OutputError: `out` exists, cannot be written, or its consumer gets other features; then `out` is as it was.
     """
     out = Path(out)

@@ -52,7 +52,7 @@ class Weights:
 
 def fingerprint_of(backbone: Mapping[str, Tensor], architecture: Architecture, mean: Channels, std: Channels) -> str:
     """sha256 of all that features depend on: the backbone's names, shapes and values, its heads, `pos_interpolation`,
-    and the normalisation.
+    and the normalisation. Beside registers, only the sum of class token and position counts (see `layout`).
     """
     digest = hashlib.sha256()
     facts = [architecture.size.num_heads, architecture.pos_interpolation, list(mean), list(std)]

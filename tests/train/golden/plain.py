@@ -73,7 +73,7 @@ class Plain:
         student = []
         for group in groups:  # views of one size are computed together, which matters to dropped paths alone
             features = self.backbone(self.student, group.flatten(0, 1), self.paths)
-            student += list(self.head(self.student, features).unflatten(0, group.shape[:2]))
+            student += list(self.head(self.student, features).reshape(*group.shape[:2], -1))
         temperature = self.teacher_temperature()
         terms = []
         for q, logits in enumerate(teacher):
@@ -188,7 +188,7 @@ class Plain:
         count, length, width = x.shape
         qkv = x @ part["attn.qkv.weight"].T + part["attn.qkv.bias"]
         q, k, v = (
-            one.reshape(count, length, heads, width // heads).transpose(1, 2) for one in qkv.split(width, dim=-1)
+            one.reshape(count, length, heads, width // heads).transpose(1, 2) for one in torch.chunk(qkv, 3, dim=-1)
         )
         scores = q @ k.transpose(-2, -1) / math.sqrt(width // heads)
         scores = scores.masked_fill(~visible[:, None, None], -math.inf)
@@ -202,10 +202,12 @@ class Plain:
             x = F.gelu(x) if layer < 4 else x
         x = x / x.norm(dim=-1, keepdim=True)
         prototypes = state["head.last_layer.weight_v"]
-        return x @ (state["head.last_layer.weight_g"] * prototypes / prototypes.norm(dim=1, keepdim=True)).T
+        unit: Tensor = prototypes / prototypes.norm(dim=1, keepdim=True)
+        logits: Tensor = x @ (state["head.last_layer.weight_g"] * unit).T
+        return logits
 
 
 def norm(x: Tensor, weights: State, name: str) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    scaled = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6)
+    scaled: Tensor = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6)
     return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
