@@ -73,8 +73,8 @@ def run_dinowds(*arguments: object, timeout: float = 240) -> subprocess.Complete
 
 @contextmanager
 def started(command: Sequence[object], limit: float = 180, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process with text pipes that is killed after `limit` seconds or at the block's end, so that nothing waits for it
-    for ever.
+    """A process with text pipes that is killed after `limit` seconds, or when the block fails: nothing waits for it for
+    ever.
     """
     with subprocess.Popen([str(part) for part in command], text=True, **options) as process:
         watchdog = threading.Timer(limit, process.kill)

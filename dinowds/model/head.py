@@ -27,9 +27,8 @@ class PrototypeLayer(nn.Module):
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))  # torch's default for Linear, as in DINO
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(
-            x, torch._weight_norm(self.weight_v, self.weight_g, 0)
-        )  # fused: a third of the time of a product
+        # Fused: a quarter of the time that dividing and multiplying take.
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class DinoHead(nn.Module):

@@ -88,7 +88,7 @@ class _Upload:
 
     def __init__(self, maker: ViewMaker, device: torch.device) -> None:
         self._maker, self._device = maker, device
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         if self._side is None:

@@ -149,8 +149,8 @@ class Recorder:
             kept = f"the last checkpoint, {checkpoints[0]}, is good" if checkpoints else "there is no checkpoint yet"
             raise TrainingError(
                 f"{limit} steps in a row (train.max_bad_steps), the last of them step {late.step}, had a loss or "
-                f"gradients that are not finite, and were not applied; {kept}; their samples are in {path}; try a lower "
-                "optim.lr or optim.clip_grad, or speed.precision=fp32, in another --out with student.init_from"
+                f"gradients that are not finite, and were not applied; {kept}; their samples are in {path}; try a "
+                "lower optim.lr or optim.clip_grad, or speed.precision=fp32, in another --out with student.init_from"
             )
 
     def _line(self, step: int, figures: Mapping[str, float], values: StepValues) -> dict[str, float]:

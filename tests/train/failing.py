@@ -94,10 +94,13 @@ def run_rank(name: str, rank: int, port: int, output: str) -> None:
 
 
 def fail_on_rank_1() -> None:
-    """For `launch`."""
+    """For `launch`. The rank that fails is the last to end, as one with loader processes may be."""
     world = World.from_environment()
-    with dist.process_group(world, torch.device("cpu")):
-        (talk, after(0.1, fail))[world.rank]()
+    try:
+        with dist.process_group(world, torch.device("cpu")):
+            (talk, after(0.1, fail))[world.rank]()
+    finally:
+        time.sleep(2 * world.rank)
 
 
 def run_scenario(name: str, folder: Path) -> list[tuple[int | None, str]]:
