@@ -94,7 +94,7 @@ def run_as_rank(function: Callable[..., None], arguments: tuple[Any, ...]) -> No
         function(*arguments)
     except Exception as error:
         if isinstance(error, LostRank):
-            pass
+            time.sleep(_FIRST)
         if not isinstance(error, DinowdsError):
             traceback.print_exc()
         get_error_handler().record_exception(error)

@@ -76,27 +76,36 @@ def train(
         DinowdsError: bad input, in one line.
     """
     world = World.from_environment()
-    dataset = Dataset.open(data)
-    check_kind(dataset, config)
     check_sinks(config)
     device = choose_device(world)
-    plan = make_plan(dataset, order_of(config))
-    if choose_num_workers(config.speed.num_workers, world, device):
-        start_fork_server()  # it imports while the models are built
-    check_cache(dataset, plan, world.num_hosts, cache_options(config).max_bytes)
-    config = resolve_kind(resolve(config, plan.order, len(dataset), device), dataset, device, cache_options(config))
     with ExitStack() as stack:
-        stack.enter_context(numerics(device, config.speed.tf32, config.train.deterministic))
-        run = _Run(dataset, plan, out, config, world, device, evaluation)
+        # First, so that a rank whose host cannot see the data ends them all.
         stack.enter_context(dist.process_group(world, device))
-        dist.on_rank_0(lambda: check_cap(dataset, plan))
-        dist.on_rank_0(lambda: run.maker.check(dataset))
-        dist.on_rank_0(lambda: stack.enter_context(own_folder(out, config)))
+        stack.enter_context(numerics(device, config.speed.tf32, config.train.deterministic))
+        run = _prepare(data, out, config, world, device, evaluation)
+        dist.on_rank_0(lambda: check_cap(run.dataset, run.plan))
+        dist.on_rank_0(lambda: run.maker.check(run.dataset))
+        dist.on_rank_0(lambda: stack.enter_context(own_folder(out, run.config)))
+        stack.enter_context(closing(run.writer))  # what is being written is whole before the folder is another's
         if world.rank == 0:
             run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
         run.start()
         return run.execute(stop)
+
+
+def _prepare(
+    data: Path | str, out: Path, config: RunConfig, world: World, device: torch.device, evaluation: Evaluation | None
+) -> _Run:
+    """Open the data and decide what can be decided without writing anything."""
+    dataset = Dataset.open(data)
+    check_kind(dataset, config)
+    plan = make_plan(dataset, order_of(config))
+    if choose_num_workers(config.speed.num_workers, world, device):
+        start_fork_server()  # it imports while the models are built
+    check_cache(dataset, plan, world.num_hosts, cache_options(config).max_bytes)
+    config = resolve_kind(resolve(config, plan.order, len(dataset), device), dataset, device, cache_options(config))
+    return _Run(dataset, plan, out, config, world, device, evaluation)
 
 
 def resolve(config: RunConfig, order: Order, num_samples: int, device: torch.device) -> RunConfig:
