@@ -23,7 +23,15 @@ from dinowds.model.architecture import describe_architecture
 from dinowds.model.dino import DinoModel, architecture_of, auto_prototypes
 from dinowds.remote.files import shown
 from dinowds.train import dist
-from dinowds.train.checkpoint import FORMAT_VERSION, State, Writer, checkpoint_path, find_latest, load_checkpoint
+from dinowds.train.checkpoint import (
+    FORMAT_VERSION,
+    State,
+    Writer,
+    checkpoint_path,
+    find_latest,
+    list_checkpoints,
+    load_checkpoint,
+)
 from dinowds.train.devices import (
     autocast_dtype,
     choose_device,
@@ -217,7 +225,17 @@ class _Run:
             self.num_bad,
             num_prototypes,
             capacity_of(self.config, num_prototypes, self.world, self.device),
+            self._last_checkpoint,
         )
+
+    def _last_checkpoint(self) -> Path | None:
+        """The newest one when it is whole on disk, the same on all ranks."""
+
+        def newest() -> Path | None:
+            self.writer.wait()
+            return next(iter(list_checkpoints(self.out / CHECKPOINTS_NAME)), None)
+
+        return dist.on_rank_0(newest)
 
     def _summary(self) -> str:
         settings = self.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,9 +14,7 @@ from dinowds.crops.batches import Batch
 from dinowds.data.source import describe
 from dinowds.errors import TrainingError
 from dinowds.model.dino import architecture_of
-from dinowds.train.checkpoint import list_checkpoints
 from dinowds.train.diagnostics import loss_figures, peak_flops, step_flops
-from dinowds.train.folder import CHECKPOINTS_NAME
 from dinowds.train.monitor import (
     BAD_SAMPLES_NAME,
     BAD_STEPS_NAME,
@@ -47,15 +45,18 @@ class Recorder:
         num_bad: int,
         num_prototypes: int,
         capacity: Capacity,
+        last_checkpoint: Callable[[], Path | None],
     ) -> None:
-        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start."""
+        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start. `last_checkpoint`: the
+        newest one when it is whole on disk, called on all ranks at once.
+        """
         self.stopping = False
         """Some rank was asked to stop; all ranks know it after the same step."""
         self.num_bad = num_bad
         """Samples replaced so far, on all ranks."""
         self._out, self._config, self._journal, self._observer = out, config, journal, observer
         self._steps_per_epoch, self._end_step = steps_per_epoch, end_step
-        self._num_prototypes = num_prototypes
+        self._num_prototypes, self._last_checkpoint = num_prototypes, last_checkpoint
         self._stopwatch, self._means = Stopwatch(capacity), EpochMeans()
         self._watch = Watch(config, num_prototypes)
         self._late: _Late | None = None
@@ -145,8 +146,8 @@ class Recorder:
                 f"its samples are in {path}"
             )
         if self._bad_in_a_row >= limit:
-            checkpoints = list_checkpoints(self._out / CHECKPOINTS_NAME)
-            kept = f"the last checkpoint, {checkpoints[0]}, is good" if checkpoints else "there is no checkpoint yet"
+            checkpoint = self._last_checkpoint()
+            kept = f"the last checkpoint, {checkpoint}, is good" if checkpoint else "there is no checkpoint yet"
             raise TrainingError(
                 f"{limit} steps in a row (train.max_bad_steps), the last of them step {late.step}, had a loss or "
                 f"gradients that are not finite, and were not applied; {kept}; their samples are in {path}; try a "
