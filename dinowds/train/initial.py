@@ -8,7 +8,7 @@ import torch
 
 from dinowds.config import RunConfig
 from dinowds.errors import CheckpointError, ConfigError
-from dinowds.model.architecture import Architecture
+from dinowds.model.architecture import Architecture, describe_architecture
 from dinowds.model.dino import DinoModel, architecture_of
 from dinowds.model.pixels import Channels
 from dinowds.model.positions import resample_positions
@@ -20,6 +20,8 @@ _KEYS = {
     "num_heads": "student.arch",
     "in_dim": "student.input_dim",
     "patch_size": "student.patch_size",
+    "registers": "student.registers",
+    "layer_scale": "student.layer_scale",
 }
 """What both must have alike → the keys that decide it."""
 
@@ -65,7 +67,7 @@ def _check(weights: Weights, ours: Architecture) -> None:
         raise ConfigError(
             f"student.init_from: {weights.path} is a model of {theirs.kind}s, this run needs one of {ours.kind}s"
         )
-    found, expected = ({**of.size._asdict(), "in_dim": of.in_dim, "patch_size": of.patch_size} for of in (theirs, ours))
+    found, expected = describe_architecture(theirs), describe_architecture(ours)
     for name, keys in _KEYS.items():
         if found[name] != expected[name]:
             raise ConfigError(

@@ -77,12 +77,11 @@ def initial_models(config: RunConfig) -> tuple[DinoModel, DinoModel]:
 def models_on(config: RunConfig, device: torch.device) -> tuple[DinoModel, DinoModel]:
     """`initial_models` on `device`, the same on all ranks, made to compute as the configuration says."""
     models = [dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config)]
-    for model in models:
-        model.backbone.set_grad_checkpointing(config.speed.checkpoint_activations)
-        if config.train.compile:
-            for block in model.backbone.blocks:
-                block.compile()
+    if config.train.compile:
+        for block in [block for model in models for block in model.backbone.blocks]:
+            block.compile()
     student, teacher = models
+    student.backbone.set_grad_checkpointing(config.speed.checkpoint_activations)
     return student, teacher
 
 

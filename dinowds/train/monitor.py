@@ -135,6 +135,7 @@ class Stopwatch:
         self._capacity = capacity
         self._start = time.perf_counter()
         self._waited, self._images = 0.0, 0
+        self._reading: dict[str, float] | None = None
 
     def add(self, waited: float, images: int) -> None:
         """`waited`: seconds until the batch was there; `images`: its size over all ranks."""
@@ -144,14 +145,18 @@ class Stopwatch:
     def read(self) -> dict[str, float]:
         """`images_per_second`; `waiting_share`, 0 to 1. With a capacity also `mfu`, model FLOP/s utilisation, 0 to 1:
         how much of the devices' peak the model's operations make, NaN where the peak is not known; and
-        `peak_memory_gib`, the most that tensors of this rank took on its GPU so far, NaN without one. Starts anew.
+        `peak_memory_gib`, the most that tensors of this rank took on its GPU so far, NaN without one. Starts anew; if
+        nothing was added, the last reading holds.
         """
+        if self._reading is not None and not self._images:
+            return self._reading
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         rate, waiting_share = self._images / elapsed, self._waited / elapsed
         self._start, self._waited, self._images = now, 0.0, 0
         reading = {"images_per_second": rate, "waiting_share": waiting_share}
-        return reading | (self._capacity.use(rate) if self._capacity else {})
+        self._reading = reading | (self._capacity.use(rate) if self._capacity else {})
+        return self._reading
 
 
 class Journal:

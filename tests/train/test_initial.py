@@ -112,6 +112,8 @@ def test_init_from__error_of_rank_0_ends_all_ranks_in_one_line(regions_path: Pat
     ("change", "message"),
     [
         ("student.depth=3", "has depth 2, this run 3; set student.arch or student.depth"),
+        ("student.registers=4", r"has registers 0, this run 4; set student\.registers"),
+        ("student.layer_scale=1e-5", r"has layer_scale False, this run True; set student\.layer_scale"),
         ("student.embed_dim=96", "has embed_dim 64, this run 96; set student.arch or student.embed_dim"),
     ],
 )

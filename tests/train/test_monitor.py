@@ -114,7 +114,10 @@ def test_stopwatch__rate_utilisation_and_waiting(monkeypatch: pytest.MonkeyPatch
     assert math.isnan(reading.pop("peak_memory_gib"))
     assert reading == pytest.approx({"images_per_second": 120, "waiting_share": 0.1, "mfu": 0.24})
     now = 106.0
-    assert stopwatch.read()["images_per_second"] == 0
+    assert stopwatch.read()["images_per_second"] == 120  # nothing was added
+    stopwatch.add(waited=0.0, images=10)
+    now = 107.0
+    assert stopwatch.read()["images_per_second"] == 5
 
 
 def test_stopwatch__utilisation_of_an_unknown_device_is_nan() -> None:
