@@ -26,8 +26,18 @@ if __name__ == "__main__":
 """
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("*")}
+def processes_of(program: subprocess.Popen[str]) -> set[int]:
+    """The program, its children and theirs."""
+    found, new = set(), {program.pid}
+    while new:
+        found |= new
+        lists = [path for pid in new for path in Path(f"/proc/{pid}/task").glob("*/children")]
+        new = {int(pid) for path in lists for pid in path.read_text().split()} - found
+    return found
+
+
+def shared_memory_of(processes: set[int]) -> list[str]:
+    return [path.name for pid in processes for path in Path("/dev/shm").glob(f"torch_{pid}_*")]
 
 
 @pytest.mark.parametrize(
@@ -44,12 +54,12 @@ def test_program__leaves_nothing(
 ) -> None:
     script = tmp_path / f"script_of_{start_method}_{end}.py"
     script.write_text(SCRIPT)
-    before = shared_memory()
     arguments = [str(dataset_path), start_method, "break" if end is None else "endless"]
     command = [sys.executable, "-W", "ignore", script, *arguments]
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "running\n"
+        processes = processes_of(program)
         if end is not None:
             program.send_signal(end)
         with suppress(subprocess.TimeoutExpired):
@@ -61,4 +71,5 @@ def test_program__leaves_nothing(
             assert program.returncode == 0
             assert program.stdout.read() == "over\n"
     wait_until_gone(script.name)
-    assert {name for name in shared_memory() - before if name.startswith("torch")} == set()
+    assert len(processes) > 2
+    assert shared_memory_of(processes) == []
