@@ -101,6 +101,16 @@ def wait_until_gone(mark: str, seconds: float = 30) -> None:
         assert time.monotonic() < deadline, f"still running: {[_read(path) for path in left]}"
 
 
+def processes_of(pid: int) -> set[int]:
+    """It, its children and theirs, at this moment."""
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        lists = [path for one in new for path in Path(f"/proc/{one}/task").glob("*/children")]
+        new = {int(child) for path in lists for child in _read(path).split()} - found
+    return found
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
