@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dinowds.errors import ConfigError
 from dinowds.world import World, available_cores
@@ -74,6 +75,25 @@ def numerics(device: torch.device, tf32: bool, deterministic: bool) -> Iterator[
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """Of a resolved precision; None for float32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+@contextmanager
+def training_attention(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Around a forward pass in autocast `dtype` and its backward pass: the kernels of attention that suit them.
+
+    On a CPU, bfloat16 attention is made of plain products: the fused kernel's backward pass takes several times as long
+    (`benchmarks/step.py`).
+    """
+    if device.type != "cpu" or dtype is None:
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else it computes in float32; the CPU obeys it too
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def choose_num_workers(asked: int | None, world: World, device: torch.device) -> int:

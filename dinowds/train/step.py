@@ -13,6 +13,7 @@ from torch import Tensor
 from dinowds.model.dino import Outputs
 from dinowds.model.pixels import normalise
 from dinowds.train import dist
+from dinowds.train.devices import training_attention
 from dinowds.train.diagnostics import output_figures, output_sums, teacher_distance
 from dinowds.train.learner import Learner
 from dinowds.train.loss import dino_loss, koleo, mean_entropy, next_centre, sinkhorn_targets, teacher_targets
@@ -113,7 +114,10 @@ def _backward(learner: Learner, settings: StepSettings, views: Views, values: St
     taught = _taught(learner, settings, parts, values)
     for number, (part, (targets, teacher)) in enumerate(zip(parts, taught, strict=True)):
         of_globals, size = part[0].shape[:2], part[0].shape[1]
-        with dist.synchronised(learner.replicated, last=number == len(parts) - 1):
+        with (
+            dist.synchronised(learner.replicated, last=number == len(parts) - 1),
+            training_attention(settings.device, settings.autocast_dtype),
+        ):
             with _autocast(settings):
                 outputs: Outputs = learner.replicated(_model_input(part, settings))
             features = outputs.features[: of_globals.numel()].unflatten(0, of_globals)  # type: ignore[no-untyped-call]

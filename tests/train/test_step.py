@@ -7,12 +7,14 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinowds.config import PatchStudentConfig, StudentConfig
 from dinowds.model.architecture import Architecture, Size
 from dinowds.model.dino import DinoModel, build_pair, num_prototypes
 from dinowds.model.pixels import normalise
+from dinowds.train.devices import training_attention
 from dinowds.train.learner import Learner, LossScale, learner_state, load_learner_state
 from dinowds.train.optim import build_optimizer
 from dinowds.train.schedule import StepValues
@@ -240,3 +242,30 @@ def test_model__concatenates_groups_in_order() -> None:
         together = model(groups).logits
         apart = torch.cat([model.head(model.backbone(crop[None])) for group in groups for crop in group])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_training_attention__gives_that_of_the_fused_kernel_and_its_gradients(dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 11, 8, dtype=dtype or torch.float32, requires_grad=True) for _ in range(3)]
+
+    def attended() -> list[torch.Tensor]:
+        found = F.scaled_dot_product_attention(*inputs)
+        return [found, *torch.autograd.grad(found.float().square().sum(), inputs)]
+
+    expected, before = attended(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with training_attention(CPU, dtype):
+        assert torch.backends.cuda.flash_sdp_enabled() == (dtype is None)
+        found = attended()
+    torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+
+
+def test_train_step__in_bfloat16_with_checkpointed_activations_is_the_same() -> None:
+    in_bf16 = dataclasses.replace(settings(2), autocast_dtype=torch.bfloat16)
+    plain, saving = make_learner(), make_learner()
+    saving.student.backbone.set_grad_checkpointing(True)
+    found = [train_step(learner, in_bf16, make_views(), 0, VALUES)["loss"] for learner in (plain, saving)]
+    assert found[0] == found[1]
+    assert_same(saving.student.head.mlp, plain.student.head.mlp, of_an_update=0.1)
