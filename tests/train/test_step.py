@@ -250,16 +250,20 @@ def test_training_attention__gives_that_of_the_fused_kernel_and_its_gradients(dt
     inputs = [torch.randn(2, 3, 11, 8, dtype=dtype or torch.float32, requires_grad=True) for _ in range(3)]
 
     def attended() -> list[torch.Tensor]:
-        found = F.scaled_dot_product_attention(*inputs)
+        query, key, value = inputs
+        found = F.scaled_dot_product_attention(query, key, value)
         return [found, *torch.autograd.grad(found.float().square().sum(), inputs)]
 
-    expected, before = attended(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    def settings_of_torch() -> list[bool]:
+        of: Any = torch.backends.cuda
+        return [of.flash_sdp_enabled(), of.fp16_bf16_reduction_math_sdp_allowed()]
+
+    expected, before = attended(), settings_of_torch()
     with training_attention(CPU, dtype):
-        assert torch.backends.cuda.flash_sdp_enabled() == (dtype is None)
+        assert settings_of_torch() == ([True, False] if dtype is None else [False, True])
         found = attended()
     torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2)
-    assert torch.backends.cuda.flash_sdp_enabled()
-    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+    assert settings_of_torch() == before
 
 
 def test_train_step__in_bfloat16_with_checkpointed_activations_is_the_same() -> None:
