@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import demo, doctor, embed, export, index, inspect, merge, order, shard, subset, train, withdraw
+from . import demo, doctor, embed, export, index, inspect, merge, order, shard, subset, train, watch, withdraw
 from .shared import print_error, print_notice
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(index.index)
 app.command()(order.order)
 app.command()(subset.subset)
 app.add_typer(train.app, name="train")
+app.command()(watch.watch)
 app.add_typer(embed.app, name="embed")
 app.command()(export.export)
 app.command()(demo.demo)
