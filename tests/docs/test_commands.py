@@ -20,13 +20,11 @@ NOT_RUN = {
     "make demo": "takes minutes; tests/test_demo.py makes a smaller one",
     "make test": "is what runs this",
     "make docs": "tests/docs/test_site.py builds the site",
-    "pip install .": "needs a network",
-    "pip install '.[demo]'": "needs a network",
-    "pip install '.[s3]'": "needs a network",
+    "pip install": "needs a network",
     "dinowds demo": "takes minutes; tests/test_demo.py makes a smaller one",
     "dinowds train patch --config patch.yaml --nproc 8 --out runs/b optim.epochs=100": "eight processes at once",
 }
-"""Command → why it is not run."""
+"""How a command begins → why it is not run."""
 
 SLURM = "#SBATCH"
 """Scripts with such lines are for Slurm: their syntax is checked, and the `dinowds` commands in them are parsed."""
@@ -96,6 +94,10 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def is_not_run(command: str) -> bool:
+    return any(f"{command} ".startswith(f"{start} ") for start in NOT_RUN)
+
+
 def shrunk(words: Sequence[str]) -> list[str]:
     """With what `ADDED` says, but for keys that the command gives."""
     given = {word.partition("=")[0] for word in words}
@@ -134,7 +136,7 @@ def first_on(page: Path) -> list[Command]:
 @pytest.mark.parametrize("page", [page for page in PAGES if first_on(page)], ids=lambda page: page.name)
 def test_commands__run(page: Path, own_world: Path, request: pytest.FixtureRequest) -> None:
     """Those of a page one after the other; one that earlier pages have is not run again."""
-    commands = [command for command in first_on(page) if str(command) not in NOT_RUN]
+    commands = [command for command in first_on(page) if not is_not_run(str(command))]
     if any("s3://" in word for command in commands for word in command.words):
         request.getfixturevalue("lab")
     for command in commands:
@@ -148,7 +150,7 @@ def test_commands__run(page: Path, own_world: Path, request: pytest.FixtureReque
 @pytest.mark.parametrize("command", dict.fromkeys(map(str, COMMANDS)))
 def test_commands__are_understood(command: str) -> None:
     words = shlex.split(command)
-    assert words[0] == "dinowds" or command in NOT_RUN
+    assert words[0] == "dinowds" or is_not_run(command)
     if words[0] == "dinowds":
         parse(words)
 
@@ -164,7 +166,8 @@ def test_commands_of__a_page(tmp_path: Path) -> None:
 
 
 def test_not_run__names_commands_of_the_pages() -> None:
-    assert set(NOT_RUN) <= {str(command) for command in COMMANDS}
+    for start in NOT_RUN:
+        assert any(f"{command} ".startswith(f"{start} ") for command in COMMANDS), start
 
 
 def test_pages__commands_are_marked_as_such() -> None:

@@ -9,12 +9,13 @@ import shutil
 import signal
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from dinowds.cli.main import run
+from PIL import Image
 
 from tests.reference_root import make_root
 from tests.shard.sources.layouts.test_hs2p import write_slide
@@ -95,10 +96,10 @@ def patches(slides: Iterable[str], first_seed: int = 0, form: str = "{x}_{y}.jpg
     return {name: jpeg_patch(first_seed + place, PX) for place, name in enumerate(names)}
 
 
-def _tar(path: str, slides: Iterable[str], first_seed: int) -> None:
+def _tar(path: str, slides: Iterable[str], first_seed: int, more: Mapping[str, bytes] | None = None) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for name, payload in patches(slides, first_seed).items():
+        for name, payload in {**patches(slides, first_seed), **(more or {})}.items():
             member = tarfile.TarInfo(name)
             member.size = len(payload)
             tar.addfile(member, io.BytesIO(payload))
@@ -112,8 +113,8 @@ def _folder(root: str, slides: Iterable[str], first_seed: int, form: str) -> Non
 
 
 def _sources() -> None:
-    _tar("cohort-a.tar", ["a0", "a1"], 0)
-    _folder("cohort-b", ["b0"], 100, "{x}_{y}.jpg")
+    _tar("cohort-a.tar", ["slide-1", "slide-2"], 0, {"slide-1/1024_2048.jpg": jpeg_patch(99, PX)})
+    _folder("cohort-b", ["slide-3"], 100, "{x}_{y}.jpg")
     _tar("new-cohort.tar", ["n0"], 200)
     _tar("labelled.tar", ["q0", "t0"], 300)
     _tar("a.tar", ["sa"], 310)
@@ -126,18 +127,20 @@ def _sources() -> None:
     for number, place in enumerate(("trident", "tcga", "gtex")):
         _folder(f"{place}/patch_images", [f"{place}0", f"{place}1"], 700 + 100 * number, "{number:06d}_x{x}_y{y}.jpg")
     make_root(Path("root"))
+    Path("photo.jpg").write_bytes(jpeg_patch(800, PX))
+    Image.open(io.BytesIO(jpeg_patch(801, 2 * PX))).save("region.png")
     for name, count, seed in (("alpha", 60, 0), ("beta", 30, 1000)):
         write_cohort(Path(f"{name}.tar"), count, seed)
 
 
 def _lists() -> None:
     texts = {
-        "fold_0.txt": "a0\n",
-        "train_slides.txt": "a0\na1\nh0\nh1\ntrident0\n",
-        "test_slides.txt": "b0\nh2\ntrident1\n",
+        "fold_0.txt": "slide-1\n",
+        "train_slides.txt": "slide-1\nslide-2\nh0\nh1\ntrident0\n",
+        "test_slides.txt": "slide-3\nh2\ntrident1\n",
         "train.txt": "slide0\nbeta/slide1\n",
         "blurred.txt": "slide3/35_70.jpg\n",
-        "withdrawn.txt": "a1\nslide1\n",
+        "withdrawn.txt": "slide-2\nslide1\n",
         "labels.csv": "filename,label\n" + "".join(f"h{n},{'tumour' if n else 'normal'}\n" for n in range(3)),
         "classes.csv": "filename,label\n" + "".join(f"slide{n},{n % 2}\n" for n in range(9)),
         "tissue.csv": "filename,label\n"
@@ -158,6 +161,7 @@ def _datasets_and_runs() -> Iterable[list[str]]:
             "subset data/labelled --name train --where slide=='q0'",
             "subset data/labelled --name test --where slide=='t0'",
             "subset data/patches --name train --slides train_slides.txt",
+            "subset data/patches --name fold_0 --slides fold_0.txt",
             "shard a.tar --out data/a",
             "shard b.tar --out data/b",
             "shard a.tar --out datasets/a",
