@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.docs.pages import IDS, PAGES, blocks
 
@@ -21,7 +22,10 @@ ELSEWHERE = {
 }
 """Page and a part of the block → where it runs, or why it cannot."""
 
-GIVEN = {"crops.md": {"image": np.zeros((256, 256, 3), np.uint8)}}
+GIVEN = {
+    "crops.md": {"image": np.zeros((256, 256, 3), np.uint8)},
+    "attention.md": {"images": torch.zeros(2, 3, 32, 32)},
+}
 """Names that a page takes as given."""
 
 
