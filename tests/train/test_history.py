@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from dinowds.config import load_config, to_yaml
 from dinowds.errors import ConfigError
 from dinowds.files import lock_file
+from dinowds.train.folder import is_at_work, own_folder
 from dinowds.train.history import History, Series
 from dinowds.train.monitor import keep_steps_until
 
@@ -170,6 +173,17 @@ def test_history__a_run_at_work_has_the_lock(run: Path) -> None:
         assert history.snapshot().status == "running"
         assert history.snapshot().status == "running"
     assert history.snapshot().status == "finished"
+
+
+def test_own_folder__waits_for_somebody_who_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`is_at_work` holds the lock for an instant, in which a run may begin."""
+    config = load_config(None, [])
+    (tmp_path / ".lock").touch()
+    looking = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr("time.sleep", lambda _: os.close(looking))
+    with own_folder(tmp_path, config):
+        assert is_at_work(tmp_path)
 
 
 def test_history__of_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
