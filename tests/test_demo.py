@@ -18,6 +18,7 @@ from dinowds.demo.photos import (
     TRAIN_PATCHES,
     photo_folder,
     photo_names,
+    photo_of,
     standardise,
     write_cohorts,
     write_lattices,
@@ -30,9 +31,9 @@ def members(path: Path) -> dict[str, list[tuple[int, int]]]:
     places: dict[str, list[tuple[int, int]]] = {}
     with tarfile.open(path) as tar:
         for name in tar.getnames():
-            photo, _, rest = name.partition("/")
+            slide, _, rest = name.partition("/")
             x, y = rest.removesuffix(".png").split("_")
-            places.setdefault(photo, []).append((int(x), int(y)))
+            places.setdefault(photo_of(slide), []).append((int(x), int(y)))
     return places
 
 
