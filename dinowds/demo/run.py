@@ -13,10 +13,11 @@ from dinowds.data.decode import decode_image
 from dinowds.data.grids import decode_grid
 from dinowds.data.manifest import MANIFEST_NAME
 from dinowds.demo.photos import CELL_SIZE, photo_names, write_cohorts, write_lattices
-from dinowds.demo.scores import Task, load_labelled, mean_of_cells, raw_pixels
+from dinowds.demo.scores import Task, load_labelled, raw_pixels
 from dinowds.embed.patches.job import PatchOptions
 from dinowds.embed.regions.embed import embed_regions
 from dinowds.embed.regions.ways import RegionOptions
+from dinowds.eval.baselines import mean_of_cells
 from dinowds.model.dino import num_prototypes
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.train.learner import initial_models

@@ -14,6 +14,7 @@ from dinowds.data.dataset import Dataset
 from dinowds.data.store.store import LocalStore
 from dinowds.demo.photos import photo_names, photo_of
 from dinowds.embed.features import backbone_features
+from dinowds.eval.baselines import flat_pixels
 from dinowds.eval.knn import knn_accuracy
 from dinowds.model.dino import DinoModel
 from dinowds.train.evaluation import Figures
@@ -71,10 +72,5 @@ def load_labelled(folder: Path, decode: Callable[[bytes], np.ndarray]) -> Labell
 
 
 def raw_pixels(images: Tensor) -> Tensor:
-    """Grey values about their middle."""
-    return images[..., 0].flatten(1).float() - 128
-
-
-def mean_of_cells(regions: Tensor) -> Tensor:
-    """The mean feature of the cells that exist."""
-    return regions.float().flatten(1, 2).nanmean(1)
+    """Grey values about their middle, uint8 [N, S, S, 3] → float32 [N, S²]."""
+    return flat_pixels(images[..., :1].permute(0, 3, 1, 2).float() - 128, images.shape[1])

@@ -56,12 +56,12 @@ def make_labelled(
 
 
 def make_labelled_regions(
-    folder: Path, labels: Mapping[str, str], sides: tuple[int, ...] = (6, 5), channels: int = 8
+    folder: Path, labels: Mapping[str, str], sides: tuple[int, ...] = (6, 5), channels: int = 8, seed: int = 0
 ) -> Path:
     """A dataset of two regions of each side of each slide, whose cells are about a vector of their label."""
     (folder / "source").mkdir(parents=True)
     for number, (slide, label) in enumerate(labels.items()):
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(seed + number)
         middle = torch.randn(channels, generator=torch.Generator().manual_seed(len(label)))
         for place in range(2 * len(sides)):
             side = sides[place % len(sides)]
