@@ -26,6 +26,8 @@ class Look(NamedTuple):
     """As `class_attention`."""
     tokens: Tensor
     """As `patch_tokens`."""
+    features: Tensor
+    """Class tokens, float32 [N, D]."""
 
 
 def class_attention(backbone: ImageViT, images: Tensor) -> Tensor:
@@ -70,13 +72,14 @@ def look(backbone: ImageViT, images: Tensor) -> Look:
     hook = attention.register_forward_pre_hook(catch, with_kwargs=True)
     try:
         with _evaluating(backbone):
-            tokens = backbone.forward_features(images)[:, 1:].float()
+            tokens = backbone.forward_features(images).float()
     finally:
         hook.remove()
     (of_tokens,) = caught
-    of_patches = of_tokens[..., backbone.num_prefix_tokens :]
     return Look(
-        of_patches.reshape(*of_patches.shape[:2], rows, columns), tokens.reshape(len(tokens), rows, columns, -1)
+        of_tokens[..., backbone.num_prefix_tokens :].reshape(len(tokens), -1, rows, columns),
+        tokens[:, 1:].reshape(len(tokens), rows, columns, -1),
+        tokens[:, 0],
     )
 
 
@@ -174,6 +177,27 @@ def foreground(tokens: Tensor, attention: Tensor) -> Tensor:
     of_upper = sums / counts.clamp(min=1)
     of_lower = (weight.sum() - sums) / (upper.numel() - counts).clamp(min=1)
     return upper if of_upper >= of_lower else ~upper
+
+
+def joined_attention(of_region: Tensor, of_patches: Tensor) -> Tensor:
+    """A region's attention down to the tokens of its patches: the weight of a cell times the attention inside it.
+
+    It is what the class token of the region gets from a token by way of the patch's class token. (HIPT, Chen et al.
+    2022, figure 3, shows both levels together.)
+
+    Args:
+        of_region: float [..., rows, columns], of the region's class token.
+        of_patches: float [..., rows, columns, r, c], of each patch's.
+
+    Returns:
+        float [..., rows · r, columns · c].
+    """
+    return tiled(of_region[..., None, None] * of_patches)
+
+
+def tiled(of_patches: Tensor) -> Tensor:
+    """[..., rows, columns, r, c] → [..., rows · r, columns · c]: maps of patches, each in its place in the region."""
+    return of_patches.transpose(-3, -2).flatten(-4, -3).flatten(-2, -1)
 
 
 def mass_mask(maps: Tensor, share: float) -> Tensor:

@@ -31,6 +31,7 @@ _STRIPE = 6
 _TITLE, _BODY, _SMALL = 22, 14, 12  # sizes of letters
 _MARGIN, _GAP, _LINE_HEIGHT, _LABEL_HEIGHT = 28, 14, 22, 20
 _BAR_WIDTH, _BAR_HEIGHT = 256, 10
+_LEAST_WIDTH = 480  # between the margins
 
 
 def colour_map(name: str) -> Pixels:
@@ -61,6 +62,12 @@ def enlarge(values: NDArray[Value], height: int, width: int) -> NDArray[Value]:
     """[rows, columns, …] → [height, width, …]: each token is a rectangle of its value."""
     rows, columns = values.shape[:2]
     return values[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
+
+
+def enlarged(image: Pixels, least_px: int = 448) -> Pixels:
+    """Each pixel as a square, so large that the longer side has `least_px` or more."""
+    factor = -(-least_px // max(image.shape[:2]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def smooth(values: Map, height: int, width: int) -> Map:
@@ -130,42 +137,52 @@ class Panel:
     label: str
     """Below it."""
     pixels: Pixels
+    name: str = ""
+    """Of a file of its own, without suffix."""
 
 
-def panel_sheet(
-    title: str,
-    details: Sequence[str],
-    rows: Sequence[Sequence[Panel]],
-    side: int = 224,
-    bar: tuple[Pixels, str, str] | None = None,
-) -> Image.Image:
+@dataclass(frozen=True)
+class Row:
+    """Panels beside each other."""
+
+    panels: Sequence[Panel]
+    side: int = 224
+    """px that the longer side of each gets."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A legend of colours."""
+
+    colours: Pixels
+    """uint8 [256, 3]."""
+    first: str
+    """What the first colour means."""
+    last: str
+
+
+def panel_sheet(title: str, details: Sequence[str], rows: Sequence[Row], bar: Bar | None = None) -> Image.Image:
     """Panels in rows, each with its label below.
 
     Args:
-        title: in large letters, with dots in its middle where it is too long.
+        title: in large letters. What is wider than the sheet gets dots in its middle, as details and labels do.
         details: lines below it.
-        rows: at least one panel.
-        side: px that the longer side of a panel gets.
-        bar: uint8 [256, 3] colours, and what the first and the last mean.
+        rows: at least one, of at least one panel each.
+        bar: below the details.
 
     Returns:
         RGB image on white.
     """
-    drawn = [[(panel.label, _fitted(panel.pixels, side)) for panel in row] for row in rows if row]
-    inner = max(
-        *(sum(picture.width + _GAP for _, picture in row) - _GAP for row in drawn),
-        *(text_width(line, _BODY) for line in details),
-        _BAR_WIDTH + _GAP,
-    )
-    bar_height = _LINE_HEIGHT if bar else 0
-    head_height = _MARGIN + _TITLE + len(details) * _LINE_HEIGHT + bar_height + _GAP
+    drawn = [[(panel.label, _fitted(panel.pixels, row.side)) for panel in row.panels] for row in rows]
+    inner = max(_LEAST_WIDTH, *(sum(picture.width + _GAP for _, picture in row) - _GAP for row in drawn))
+    head_height = _MARGIN + _TITLE + (len(details) + bool(bar)) * _LINE_HEIGHT + _GAP + 4
     row_heights = [max(picture.height for _, picture in row) + _LABEL_HEIGHT + _GAP for row in drawn]
     sheet = Image.new("RGB", (inner + 2 * _MARGIN, head_height + sum(row_heights) + _MARGIN - _GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN - 4), shorten(title, inner, _TITLE), TEXT, font(_TITLE))
     top = _MARGIN + _TITLE + 10
     for line in details:
-        draw.text((_MARGIN, top), line, MUTED, font(_BODY))
+        draw.text((_MARGIN, top), shorten(line, inner, _BODY), MUTED, font(_BODY))
         top += _LINE_HEIGHT
     if bar:
         _draw_bar(sheet, bar, top)
@@ -182,14 +199,13 @@ def panel_sheet(
     return sheet
 
 
-def _draw_bar(sheet: Image.Image, bar: tuple[Pixels, str, str], top: int) -> None:
-    colours, first, last = bar
+def _draw_bar(sheet: Image.Image, bar: Bar, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
-    left, middle = _MARGIN + text_width(first, _BODY) + 8, top + _LINE_HEIGHT // 2 - 2
-    draw.text((_MARGIN, middle), first, MUTED, font(_BODY), anchor="lm")
-    pixels = np.repeat(enlarge(colours[None], 1, _BAR_WIDTH), _BAR_HEIGHT, axis=0).astype(np.uint8)
+    left, middle = _MARGIN + text_width(bar.first, _BODY) + 8, top + _LINE_HEIGHT // 2 - 2
+    draw.text((_MARGIN, middle), bar.first, MUTED, font(_BODY), anchor="lm")
+    pixels = enlarge(bar.colours[None], _BAR_HEIGHT, _BAR_WIDTH)
     sheet.paste(Image.fromarray(pixels), (left, middle - _BAR_HEIGHT // 2))
-    draw.text((left + _BAR_WIDTH + 8, middle), last, MUTED, font(_BODY), anchor="lm")
+    draw.text((left + _BAR_WIDTH + 8, middle), bar.last, MUTED, font(_BODY), anchor="lm")
 
 
 def _fitted(pixels: Pixels, side: int) -> Image.Image:

@@ -110,7 +110,8 @@ def models_of(config: RunConfig) -> tuple[DinoModel, DinoModel]:
 def shaken_backbone(architecture: Architecture, amount: float = 0.3, seed: int = 0) -> ImageViT:
     """In evaluation mode, far from its initial zeros and ones: attention is uneven."""
     torch.manual_seed(seed)
-    backbone = build_backbone(architecture, initial_scale=1.0).eval().requires_grad_(False)
+    backbone = build_backbone(architecture, initial_scale=1.0)
+    backbone.eval().requires_grad_(False)
     for parameter in backbone.parameters():
         parameter.add_(amount * torch.randn_like(parameter))
     return backbone

@@ -13,6 +13,7 @@ from dinowds.eval.attention import (
     Components,
     class_attention,
     foreground,
+    joined_attention,
     look,
     mass_mask,
     patch_tokens,
@@ -82,6 +83,7 @@ def test_attention__equals_the_formula_and_changes_no_output(architecture: Archi
     torch.testing.assert_close(of_patches.sum(-1) + rest, torch.ones_like(rest), rtol=0, atol=1e-6)
     assert float(of_patches.std()) > 0.01  # there is something to see
     assert torch.equal(before, after)
+    assert torch.equal(found.features, vit(inputs))
     exists = ~inputs[..., 0].isnan() if architecture.kind == "region" else torch.ones(len(inputs), 4, 3).bool()
     assert torch.equal(found.tokens[exists], before[:, 1:].view(len(inputs), 4, 3, -1)[exists])
 
@@ -135,6 +137,17 @@ def test_patch_tokens__are_row_by_row_without_registers() -> None:
     assert torch.equal(tokens[:, 2, 1], expected[:, 1 + 2 * 3 + 1])
 
 
+def test_joined_attention__is_the_product_of_cell_and_token() -> None:
+    generator = torch.Generator().manual_seed(0)
+    of_region, of_patches = torch.rand(2, 3, generator=generator), torch.rand(2, 3, 4, 5, generator=generator)
+    joined = joined_attention(of_region, of_patches)
+    assert joined.shape == (8, 15)
+    for row in range(8):
+        for column in range(15):
+            cell = row // 4, column // 5
+            assert joined[row, column] == of_region[cell] * of_patches[cell][row % 4, column % 5]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95, 1.0])
 def test_mass_mask__is_the_smallest_set_with_the_share(share: float) -> None:
     maps = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -153,7 +166,7 @@ def test_mass_mask__ties_nothing_and_missing() -> None:
     assert mass_mask(torch.tensor([[math.nan, 1.0], [1.0, 0.0]]), 1.0).tolist() == [[False, True], [True, False]]
     assert not mass_mask(torch.zeros(2, 2), 0.6).any()
     tenths = torch.full((1, 10), 0.1, dtype=torch.float64)
-    assert int(mass_mask(tenths, 0.6).sum()) == 6
+    assert [int(mass_mask(tenths, count / 10).sum()) for count in range(11)] == list(range(11))  # rounding takes none
     with pytest.raises(ValueError, match="share is 60, expected 0 to 1"):
         mass_mask(equal, 60)
 
@@ -184,7 +197,7 @@ def test_principal_colours__follow_the_components_of_all_images() -> None:
 def test_principal_colours__of_few_components_and_of_equal_tokens() -> None:
     line = torch.arange(8.0)[:, None] * torch.tensor([1.0, 2.0, 0.0, 0.0, 1.0])
     colours = Components.of(line).colours(line)
-    assert (colours[0, 0], colours[-1, 0]) == (0, 1)
+    assert (float(colours[0, 0]), float(colours[-1, 0])) == (0, 1)
     assert torch.equal(colours[:, 1:], torch.full((8, 2), 0.5))  # rounding is no component
     assert torch.equal(principal_colours(torch.ones(1, 2, 2, 5)), torch.full((1, 2, 2, 3), 0.5))
     assert torch.equal(principal_colours(torch.rand(1, 3, 3, 2))[..., 2], torch.full((1, 3, 3), 0.5))
