@@ -23,9 +23,10 @@ Value = TypeVar("Value", bound=np.generic)
 COLOUR_MAPS = ("inferno", "viridis", "magma", "plasma", "cividis")
 """Equal steps of a value look equally large in these, also in grey. (van der Walt & Smith 2015.)"""
 
+_TOP = 0.99
 _DIM = 0.25  # of the light that is left outside a mask
 _MISSING = np.array((238, 238, 238), np.uint8), np.array((214, 214, 214), np.uint8)  # stripes where there is no token
-_STRIPE = 6
+_STRIPES = 48  # of a missing row of tokens as wide as the image
 
 # px of a sheet
 _TITLE, _BODY, _SMALL = 22, 14, 12  # sizes of letters
@@ -51,11 +52,14 @@ def colour_map(name: str) -> Pixels:
 
 
 def stretch(values: Map) -> Map:
-    """A map so that its least value is 0 and its largest 1; NaN stays. Where all are equal, 0."""
+    """A map so that its least value is 0, and those from the 99th percentile on are 1: a few tokens that get far more
+    than all others do not take the colours of these. NaN stays. Where all are equal, 0.
+    """
     if np.isnan(values).all():
         return values
-    low, high = np.nanmin(values), np.nanmax(values)
-    return (values - low) / (high - low if high > low else 1)
+    low, high = np.nanquantile(values, (0, _TOP))
+    shares: Map = (values - low) / (high - low if high > low else 1)
+    return shares.clip(0, 1)
 
 
 def enlarge(values: NDArray[Value], height: int, width: int) -> NDArray[Value]:
@@ -94,8 +98,8 @@ def overlay(image: Pixels, values: Map, colours: Pixels, alpha: float = 0.6, is_
 
     Args:
         image: uint8 [H, W, 3].
-        values: float [rows, columns] of a grid over the whole image, on any scale: the least has the first colour,
-            the largest the last. Tokens that are NaN are striped.
+        values: float [rows, columns] of a grid over the whole image, on any scale: see `stretch`. Tokens that are NaN
+            are striped.
         colours: uint8 [256, 3], see `colour_map`.
         alpha: share of the colours, 0 … 1; the rest is the image.
         is_smooth: interpolate between tokens.
@@ -121,7 +125,8 @@ def stripe(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     if not mask.any():
         return image
     height, width = image.shape[:2]
-    is_second = (np.arange(height)[:, None] + np.arange(width)) // _STRIPE % 2 == 1
+    across = max(2, max(height, width) // _STRIPES)
+    is_second = (np.arange(height)[:, None] + np.arange(width)) // across % 2 == 1
     stripes = np.where(is_second[..., None], *_MISSING[::-1])
     return np.where(enlarge(mask, height, width)[..., None], stripes, image)
 

@@ -100,7 +100,6 @@ def attend(
     inputs = find_inputs(sources, keys, samples)
     _check_out(out, inputs, options)
     models, see = _choose_way(options, inputs)
-    out.mkdir(parents=True, exist_ok=True)
     drawn: list[Drawn] = []
     seen = (_see(see, one) for one in inputs)
     for one, (found, colours) in zip(inputs, _coloured(seen, options), strict=True):
@@ -124,7 +123,8 @@ def _choose_way(options: AttendOptions, inputs: Sequence[Input]) -> tuple[list[M
         if (kind, patch_weights.architecture.kind, of_inputs) != ("region", "image", "image"):
             raise ConfigError(
                 f"--patch-checkpoint: is of {patch_weights.architecture.kind}s, --checkpoint of {kind}s, and "
-                f"{inputs[0].source} is of {of_inputs}s; expected models of images and of regions, and images"
+                f"{inputs[0].source} is of {of_inputs}s; expected a model of images, one of regions, and images of "
+                "regions"
             )
         patch_model, side = Model(patch_weights, device), _patch_size(options, weights, patch_weights)
 
@@ -232,12 +232,11 @@ def _write(
     style: Style,
     options: AttendOptions,
 ) -> Drawn:
-    bar = Bar(style.colours, "least", "most attention within each picture")
+    bar = Bar(style.colours, "least", "most attention within a picture")
     details = [*(model.description for model in models), *seen.details]
     sheet = panel_sheet(_printable(one.title), [_printable(line) for line in details], rows, bar)
     panels = [panel for row in rows for panel in row.panels] if options.panels else []
-    if panels:
-        _folder(out, one).mkdir(exist_ok=True)
+    (_folder(out, one) if panels else out).mkdir(parents=True, exist_ok=True)
     for panel in panels:
         write_atomic(_folder(out, one) / f"{panel.name}.png", _png(Image.fromarray(panel.pixels)))
     write_atomic(_picture(out, one), _png(sheet))
