@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import attend, demo, doctor, embed, eval, export, index, inspect, merge, order, shard, subset, train, withdraw
+from . import attend, demo, doctor, embed, eval, export, index, inspect, merge, order, report, shard, subset, train, withdraw
 from .shared import print_error, print_notice
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(embed.app, name="embed")
 app.add_typer(eval.app, name="eval")
 app.command()(attend.attend)
 app.command()(export.export)
+app.command()(report.report)
 app.command()(demo.demo)
 app.command()(doctor.doctor)
 
