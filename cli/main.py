@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import demo, doctor, embed, export, index, inspect, merge, order, shard, subset, train, withdraw
+from . import demo, doctor, embed, export, index, inspect, merge, order, report, shard, subset, train, withdraw
 from .shared import print_error, print_notice
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(subset.subset)
 app.add_typer(train.app, name="train")
 app.add_typer(embed.app, name="embed")
 app.command()(export.export)
+app.command()(report.report)
 app.command()(demo.demo)
 app.command()(doctor.doctor)
 

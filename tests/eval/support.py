@@ -12,7 +12,9 @@ from PIL import Image
 
 from dinowds.config import RunConfig, load_config
 from dinowds.eval.tune import Tune, evaluation_of
+from dinowds.model.architecture import Architecture
 from dinowds.model.dino import DinoModel
+from dinowds.model.vit import ImageViT, build_backbone
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.shard.choice import Choice
 from dinowds.train.learner import initial_models
@@ -103,3 +105,12 @@ def models_of(config: RunConfig) -> tuple[DinoModel, DinoModel]:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     return student, teacher
+
+
+def shaken_backbone(architecture: Architecture, amount: float = 0.3, seed: int = 0) -> ImageViT:
+    """In evaluation mode, far from its initial zeros and ones: attention is uneven."""
+    torch.manual_seed(seed)
+    backbone = build_backbone(architecture, initial_scale=1.0).eval().requires_grad_(False)
+    for parameter in backbone.parameters():
+        parameter.add_(amount * torch.randn_like(parameter))
+    return backbone

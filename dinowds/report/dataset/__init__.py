@@ -1,1 +1,5 @@
-"""What is on the page of a dataset: facts as plain records, and the blocks that show them."""
+"""The page of a dataset: facts as plain records, and the blocks that show them."""
+
+from dinowds.report.dataset.build import dataset_page
+
+__all__ = ["dataset_page"]
