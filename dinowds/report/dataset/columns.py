@@ -14,6 +14,7 @@ from dinowds.data.index.rowgroups import open_samples, read_rows
 from dinowds.data.manifest import STATISTICS
 from dinowds.data.subsets.selection import Ids
 from dinowds.errors import DatasetError
+from dinowds.remote.urls import shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_columns(dataset: Dataset) -> Columns:
     """Of the selected samples, shard by shard.
 
     Raises:
-        DatasetError: the index cannot be read.
+        DatasetError: the index cannot be read, or has a label without a name.
     """
     ids = dataset.selection.all_ids()
     count = len(ids)
@@ -59,6 +60,8 @@ def read_columns(dataset: Dataset) -> Columns:
         found.slide[places] = rows.slide[positions]
         found.size[places] = rows.size[positions]
         found.digest[places] = rows.digest[positions]
+    if found.label.max(initial=-1) >= len(dataset.manifest.label_names):
+        raise DatasetError(f"{shown(dataset.url)}: label {found.label.max()} has no name; make the dataset again")
     return found
 
 

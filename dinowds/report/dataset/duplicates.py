@@ -21,10 +21,10 @@ class Duplicates:
     groups: int
     """Payloads that are there several times."""
     across_slides: int
-    """Of these, the ones in several slides, of known ones."""
+    """Of these, the ones in several known slides."""
     across_cohorts: int
     across_labels: int
-    """In samples with different labels, or of which some have none."""
+    """In samples with different labels."""
     largest: tuple[Ids, ...]
     """Ids of the samples of the largest groups, the largest first."""
 
@@ -44,14 +44,15 @@ def find_groups(columns: Columns, most: int) -> Duplicates:
     return Duplicates(
         copies=len(rows) - len(starts),
         groups=len(starts),
-        across_slides=_differing(columns.slide[rows], starts, known=True),
+        across_slides=_differing(columns.slide[rows], starts, unknown=0),
         across_cohorts=_differing(columns.cohort[rows], starts),
-        across_labels=_differing(columns.label[rows], starts),
+        across_labels=_differing(columns.label[rows], starts, unknown=-1),
         largest=tuple(columns.ids[rows[starts[group] : starts[group] + counts[group]]] for group in order.tolist()),
     )
 
 
-def _differing(values: NDArray[np.integer], starts: Ids, known: bool = False) -> int:
-    """Groups, which begin at `starts`, whose `values` differ; with `known`, those with a 0 are left out."""
-    least, most = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-    return int(np.count_nonzero((least != most) & ((least != 0) | (not known))))
+def _differing(values: NDArray[np.integer], starts: Ids, unknown: int = -1) -> int:
+    """Groups, which begin at `starts`, whose values [n] differ; `unknown`, the least that there may be, is none."""
+    most = np.maximum.reduceat(values, starts)
+    filled = np.where(values == unknown, most.repeat(np.diff(starts, append=len(values))), values)
+    return int(np.count_nonzero(np.minimum.reduceat(filled, starts) != most))

@@ -21,14 +21,15 @@ class Groups:
 def main_groups(codes: NDArray[np.integer], names: Sequence[str], most: int = NUM_SERIES) -> Groups:
     """Codes [n], positions in `names` → those of the `most` largest groups that have anything, in the order of `names`.
 
-    Where there are more, the last one is of all others. A code of -1 is a group of its own, 'none'.
+    Where there are more, the last one is of all others. A code of -1 is a group after all `names`, 'none'.
     """
-    counts = np.bincount(codes.astype(np.int64) + 1, minlength=len(names) + 1)
+    codes = np.where(codes < 0, len(names), codes).astype(np.int64)
+    counts = np.bincount(codes, minlength=len(names) + 1)
     used = np.flatnonzero(counts)
     kept = used if len(used) <= most else np.sort(used[np.argsort(-counts[used], kind="stable")[: most - 1]])
     places = np.full(len(counts), len(kept))
     places[kept] = np.arange(len(kept))
-    found = ["none" if code == 0 else names[code - 1] for code in kept.tolist()]
+    found = [[*names, "none"][code] for code in kept.tolist()]
     if len(kept) < len(used):
         found.append(f"{len(used) - len(kept):,} others")
-    return Groups(found, places[codes.astype(np.int64) + 1])
+    return Groups(found, places[codes])

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.grids import decode_grid
 from dinowds.data.subsets.selection import Ids
+from dinowds.eval.attention import Components
 from dinowds.report.dataset.reading import Unreadable, read_each
-
-_MOST_CELLS = 4096
-"""Cells that the principal components are those of."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,16 @@ def measure_regions(dataset: Dataset, ids: Ids, shown: Sequence[int]) -> Regions
 
 
 def colours_of_cells(regions: Sequence[Region]) -> list[NDArray[np.uint8]]:
-    """Regions of the same number of channels → uint8 RGBA [n, n, 4] each: the first three principal components of their
-    features as red, green and blue, from their 2nd to their 98th percentile; missing cells are transparent.
+    """Regions of the same number of channels → uint8 RGBA [n, n, 4] each: the first three principal components of the
+    features of all their cells as red, green and blue; missing cells are transparent.
     """
-    cells = np.concatenate([region.cells[~np.isnan(region.cells[..., 0])] for region in regions]).astype(np.float64)
-    some = cells[:: -(-len(cells) // _MOST_CELLS)]
-    mean = some.mean(axis=0)
-    axes = np.linalg.svd(some - mean, full_matrices=False)[2][:3]
-    axes *= np.where(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)] < 0, -1, 1)[:, None]
-    low, high = np.quantile((some - mean) @ axes.T, (0.02, 0.98), axis=0)
+    exists = [~np.isnan(region.cells[..., 0]) for region in regions]
+    cells = [torch.from_numpy(region.cells[there]) for region, there in zip(regions, exists, strict=True)]
+    components = Components.of(torch.cat(cells))
     pictures = []
-    for region in regions:
-        is_there = ~np.isnan(region.cells[..., 0])
-        picture = np.zeros((*is_there.shape, 4), np.uint8)
-        values = ((region.cells[is_there] - mean) @ axes.T - low) / np.maximum(high - low, 1e-12)
-        colours = np.full((len(values), 3), 0.5)
-        colours[:, : values.shape[1]] = values
-        picture[is_there, :3] = np.rint(255 * np.clip(colours, 0, 1))
-        picture[is_there, 3] = 255
+    for there, some in zip(exists, cells, strict=True):
+        picture = np.zeros((*there.shape, 4), np.uint8)
+        picture[there, :3] = np.rint(255 * components.colours(some).numpy())
+        picture[there, 3] = 255
         pictures.append(picture)
     return pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,6 +16,10 @@ from dinowds.shard.repeats import ranks_among_equals
 
 MAP_CELLS = 160
 """Most cells of a slide's map along a side."""
+NO_SAMPLE = -2
+"""In a cell."""
+_SPARSE, _FILLED = 0.05, 0.25
+"""Share of a map's cells that have a sample: where there would be less, and what there is then."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class SlideMap:
     count: int
     """Samples that have x and y."""
     labels: NDArray[np.int32]
-    """[rows, columns]: label of a sample in each cell, -1 for a sample without, -2 where there is none."""
+    """[rows, columns]: label of a sample in each cell, -1 for a sample without; `NO_SAMPLE`."""
     cell: float
     """Side of a cell, in units of x and y."""
 
@@ -58,12 +63,12 @@ def count_slides(columns: Columns) -> SlideCounts:
 
 
 def spread_slides(cohorts: NDArray[np.int32], most: int) -> NDArray[np.int64]:
-    """Positions of `most` slides: the largest of each cohort, then the second largest of each, and so on.
+    """Positions of `most` slides: those of the largest of each cohort, then of the second largest, and so on.
 
     Args:
         cohorts: int32 [S], of each slide, the largest slide first.
     """
-    return np.sort(np.argsort(ranks_among_equals(cohorts), kind="stable")[:most])
+    return np.argsort(ranks_among_equals(cohorts), kind="stable")[:most]
 
 
 def read_maps(dataset: Dataset, columns: Columns, slides: SlideCounts, most: int) -> list[SlideMap]:
@@ -75,7 +80,7 @@ def read_maps(dataset: Dataset, columns: Columns, slides: SlideCounts, most: int
     chosen = spread_slides(columns.cohort[slides.first], 2 * most)
     named = read_rows_of(dataset, columns.ids[slides.first[chosen]], ("cohort", "slide", "x", "y"))
     pairs = zip(chosen.tolist(), named, strict=True)
-    picked = [(position, row) for position, row in pairs if None not in (row["x"], row["y"])][:most]
+    picked = sorted([(at, row) for at, row in pairs if None not in (row["x"], row["y"])][:most], key=itemgetter(0))
     if not picked:
         return []
     places = np.flatnonzero(np.isin(columns.slide, slides.hashes[[position for position, _ in picked]]))
@@ -93,15 +98,19 @@ def lay_out(
 ) -> tuple[NDArray[np.int32], float]:
     """Samples at x and y [n] → labels of the cells of a map, as in `SlideMap`, and the side of a cell.
 
-    A cell is as large as the most frequent step between neighbouring coordinates, or larger where a side of the map
-    would have more than `MAP_CELLS`.
+    A cell is as large as the most frequent step between neighbouring coordinates; larger where a side of the map would
+    have more than `MAP_CELLS`, or where hardly any cell would have a sample, as with places at random.
     """
-    extent = max(np.ptp(x), np.ptp(y))
-    cell = max(1.0, *(_usual_step(values) for values in (x, y)), extent / (MAP_CELLS - 1))
+    sides = np.array([np.ptp(x), np.ptp(y)])
+    step = max(1.0, *map(_usual_step, (x, y)))
+    area = float(np.prod(sides + step))
+    if len(x) * step**2 < _SPARSE * area:
+        step = float(np.sqrt(_FILLED * area / len(x)))
+    cell = max(step, float(sides.max()) / (MAP_CELLS - 1))
     rows, columns = (np.floor((values - values.min()) / cell).astype(np.int64) for values in (y, x))
-    found = np.full((int(rows.max()) + 1, int(columns.max()) + 1), -2, np.int32)
+    found = np.full((int(rows.max()) + 1, int(columns.max()) + 1), NO_SAMPLE, np.int32)
     found[rows, columns] = labels
-    return found, float(cell)
+    return found, cell
 
 
 def _usual_step(values: NDArray[np.float64]) -> float:

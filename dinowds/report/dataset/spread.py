@@ -56,9 +56,9 @@ def boxes_of(values: NDArray[np.floating], groups: NDArray[np.integer], num_grou
 
 
 def log_histogram(values: NDArray[np.int64], groups: NDArray[np.integer], num_groups: int) -> Histogram:
-    """Whole numbers [n] from 1 in bins of equal ratio: a power of two of them an octave, at most `MOST_BINS` in all.
+    """Whole numbers [n] from 1 in bins of equal ratio, a power of two of them an octave, from the least to the largest.
 
-    Bins reach from the least value to the largest. Smaller numbers count as 1.
+    There are at most 3 n^⅓ bins, and `MOST_BINS`. Smaller numbers count as 1.
     """
     if not len(values):
         return Histogram(np.ones(1), np.zeros((num_groups, 0), np.int64))
@@ -67,10 +67,11 @@ def log_histogram(values: NDArray[np.int64], groups: NDArray[np.integer], num_gr
     counts = np.bincount(groups.astype(np.int64) * width + bins, minlength=num_groups * width)
     counts = counts.reshape(num_groups, width)
     per_octave = float(_BINS_PER_OCTAVE)
+    most = min(MOST_BINS, int(np.ceil(3 * len(values) ** (1 / 3))))
     while True:
         filled = np.flatnonzero(counts.any(axis=0))
         first, last = int(filled[0]), int(filled[-1])
-        if last - first < MOST_BINS:
+        if last - first < most:
             break
         per_octave /= 2
         counts = counts.reshape(num_groups, -1, 2).sum(axis=2)
