@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 MOST_BINS = 48
 
 _BINS_PER_OCTAVE = 64
-_OCTAVES = 63
+_OCTAVES = 64  # a power of two, as bins are joined by twos
 
 
 @dataclass(frozen=True)
