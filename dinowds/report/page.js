@@ -41,7 +41,7 @@
     return /color/.test(key) && typeof value === "string" && value[0] === "@" ? resolve(value, colours) : value;
   };
   const axis = (colours) => ({
-    gridcolor: colours.rule, zeroline: false, linecolor: colours.rule, tickcolor: colours.rule, automargin: true,
+    exponentformat: "power", gridcolor: colours.rule, zeroline: false, linecolor: colours.rule, tickcolor: colours.rule, automargin: true,
     tickfont: { color: colours.muted, size: 12 }, title: { font: { color: colours.muted, size: 12.5 }, standoff: 8 },
     showline: true, ticks: "outside", ticklen: 4, spikecolor: colours.muted, spikethickness: 1, spikedash: "dot",
   });

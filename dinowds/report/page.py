@@ -130,6 +130,18 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Pictures in rows and columns that mean something; a narrow window scrolls."""
+
+    caption: str
+    head: Sequence[str]
+    """Of the columns."""
+    rows: Sequence[tuple[str, Sequence[Picture | None]]]
+    """Name of a row, and its picture in each column."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Columns:
     """Blocks beside each other where the window is wide enough for two."""
 
@@ -145,7 +157,7 @@ class Folded:
 
 
 Block: TypeAlias = Union[  # noqa: UP007  (a value that names a later one)
-    Text, Notice, Facts, Table, Plot, Picture, Gallery, Columns, Folded
+    Text, Notice, Facts, Table, Plot, Picture, Gallery, Matrix, Columns, Folded
 ]
 
 

@@ -74,16 +74,25 @@ def line_figure(
     ]
     layout = {
         "xaxis": {"title": {"text": escaped(x_title)}},
-        "yaxis": {
-            "title": {"text": escaped(y_title)},
-            **({"type": "log", "tickformat": ".2~g", "nticks": 6} if log_y else {}),
-        },
+        "yaxis": {"title": {"text": escaped(y_title)}, **(_LOG if log_y else _room(lines, levels))},
         "hovermode": "x unified" if len(lines) > 1 else "x",
         "showlegend": len(lines) > 1,
         "shapes": [_rule(level) for level in levels],
         "annotations": [_mark(level) for level in levels],
     }
     return {"data": data, "layout": layout}
+
+
+_LOG = {"type": "log", "tickformat": ",.3~r", "nticks": 6}
+
+
+def _room(lines: Sequence[Line], levels: Sequence[Level]) -> dict[str, Any]:
+    """Around curves that are all constant and alike, for which Plotly would show 1 above and below."""
+    values = {value for line in lines for value in line.y if math.isfinite(value)} | {level.y for level in levels}
+    if len(values) != 1:
+        return {}
+    value = values.pop()
+    return {"range": sorted((0, 2 * value)) if value else [0, 1]}
 
 
 def bar_figure(names: Sequence[str], values: Sequence[float], x_title: str, y_title: str) -> Figure:
@@ -277,7 +286,7 @@ def map_figure(
                 }
             )
         choices.append(Choice(what, range(first, len(data))))
-    bare = {"showticklabels": False, "ticks": "", "showgrid": False}
+    bare = {"showticklabels": False, "ticks": "", "showgrid": False, "showline": False}
     layout = {
         "xaxis": {"title": {"text": escaped(titles[0])}, **bare},
         "yaxis": {"title": {"text": escaped(titles[1])}, **bare, "scaleanchor": "x"},

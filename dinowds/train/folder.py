@@ -31,7 +31,7 @@ def _check_config(folder: Path, config: RunConfig) -> None:
     """Refuse to go on from checkpoints of another configuration."""
     if not list_checkpoints(folder / CHECKPOINTS_NAME):
         return
-    saved = _read(folder / CONFIG_NAME)
+    saved = read_saved(folder / CONFIG_NAME)
     if (kind := kind_of(saved)) != config.kind:
         raise ConfigError(f"{folder}: is a run of 'dinowds train {COMMANDS[kind]}'; use that, or give another --out")
     if changed := differences(saved, config):
@@ -63,7 +63,8 @@ def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_saved(path: Path) -> dict[str, Any]:
+    """A run's `config.yaml` as it is; {} of one that is no mapping. Raises ConfigError where it cannot be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
