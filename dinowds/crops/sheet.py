@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, cycle
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -159,14 +160,13 @@ def _scale(size: int) -> float:
 def _blocks(outputs: Sequence[Output], scale: float, row_height: int, caption_width: int) -> list[_Block]:
     """Smaller views stand in several lines beside larger ones."""
     blocks: list[_Block] = []
-    left, first = _MARGIN + row_height - _NAME_HEIGHT + _SPACE, 0
-    for output, colour in zip(outputs, _COLOURS * len(outputs), strict=False):
+    left = _MARGIN + row_height - _NAME_HEIGHT + _SPACE
+    for output, first, colour in _parts(outputs):
         side = max(1, round(output.size * scale))
         lines = max(1, (row_height + _GAP) // (side + _CAPTION_HEIGHT + _GAP))
         cell_width = max(side, _tag_width(first + output.count) + 4 + caption_width)
         blocks.append(_Block(output, first, side, left, -(-output.count // lines), cell_width, colour))
         left += blocks[-1].width + _SPACE
-        first += output.count
     return blocks
 
 
@@ -193,30 +193,44 @@ def _draw_head(draw: ImageDraw.ImageDraw, title: str, lines: Sequence[str], bloc
 def _draw_original(sheet: Image.Image, sample: SheetSample, blocks: Sequence[_Block], top: int, side: int) -> None:
     """The image within `side` × `side` px, its boxes, its name and its size."""
     height, width = sample.image.shape[:2]
-    scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    sheet.paste(_resized(sample.image, size), (_MARGIN, top))
+    picture = with_boxes(sample.image, sample.records, [block.output for block in blocks], side)
+    sheet.paste(picture, (_MARGIN, top))
     draw = ImageDraw.Draw(sheet)
-    boxes = [
-        (number, block.colour, _box_on_sheet(sample.records[number], scale, top))
-        for block in reversed(blocks)  # the first output above the others, numbers above all boxes
-        for number in range(block.first, block.first + block.output.count)
-    ]
-    for _, colour, box in boxes:
-        draw.rectangle(box, outline=colour, width=2 if colour == blocks[0].colour else 1)
-    for number, colour, box in boxes:
-        _draw_tag(draw, number, colour, box[:2])
     names = shorten(sample.name, side, _SMALL), f"{width} x {height} px"
     for line, (text, colour) in enumerate(zip(names, (TEXT, MUTED), strict=True)):
-        draw.text((_MARGIN, top + size[1] + 5 + 16 * line), text, colour, font(_SMALL))
+        draw.text((_MARGIN, top + picture.height + 5 + 16 * line), text, colour, font(_SMALL))
 
 
-def _box_on_sheet(record: Any, scale: float, top: int) -> tuple[int, int, int, int]:
+def with_boxes(image: Pixels, records: Views, outputs: Sequence[Output], side: int) -> Image.Image:
+    """An image, uint8 [H, W, 3], within `side` × `side` px, with the box and the number of each of its views, [V]."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    picture = _resized(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+    draw = ImageDraw.Draw(picture)
+    boxes = [
+        (number, colour, _box(records[number], scale))
+        for output, first, colour in reversed(_parts(outputs))  # the first output above the others, numbers above all
+        for number in range(first, first + output.count)
+    ]
+    for _, colour, box in boxes:
+        draw.rectangle(box, outline=colour, width=2 if colour == _COLOURS[0] else 1)
+    for number, colour, box in boxes:
+        _draw_tag(draw, number, colour, box[:2])
+    return picture
+
+
+def _box(record: Any, scale: float) -> tuple[int, int, int, int]:
     """Left, top, right and bottom, both edges included."""
-    first = _MARGIN + scale * record["left"], top + scale * record["top"]
+    first = scale * record["left"], scale * record["top"]
     last = first[0] + scale * record["width"] - 1, first[1] + scale * record["height"] - 1
     left, upper, right, lower = (round(float(edge)) for edge in (*first, *last))
     return left, upper, max(left, right), max(upper, lower)
+
+
+def _parts(outputs: Sequence[Output]) -> list[tuple[Output, int, Colour]]:
+    """Each output with its first view among all, and its colour."""
+    firsts = accumulate((output.count for output in outputs), initial=0)
+    return list(zip(outputs, firsts, cycle(_COLOURS)))
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, number: int, colour: Colour, corner: tuple[int, int]) -> None:

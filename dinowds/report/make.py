@@ -52,10 +52,15 @@ def make_report(
         raise ConfigError(f"{targets[0]}: a report shows one dataset, or runs; give them one by one")
     if data is not None:
         raise ConfigError("--data is for the pictures of a run; a dataset's page shows that dataset")
-    path = _free(out or default_out(targets, "dataset"), overwrite)
+    return make_dataset_report(targets[0], out, overwrite)
+
+
+def make_dataset_report(location: str, out: Path | None = None, overwrite: bool = False) -> Made:
+    """Write the page of DATASET or DATASET:SUBSET; as `make_report`."""
+    path = _free(out or default_out([location], "dataset"), overwrite)
     from dinowds.report.dataset import dataset_page
 
-    return Made(path, "dataset", write_page(dataset_page(targets[0]), path))
+    return Made(path, "dataset", write_page(dataset_page(location), path))
 
 
 def kind_of(target: str) -> Kind:
