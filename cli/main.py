@@ -7,7 +7,23 @@ import sys
 
 import typer
 
-from . import attend, demo, doctor, embed, eval, export, index, inspect, merge, order, report, shard, subset, train, withdraw
+from . import (
+    attend,
+    demo,
+    doctor,
+    embed,
+    eval,
+    export,
+    index,
+    inspect,
+    merge,
+    order,
+    report,
+    shard,
+    subset,
+    train,
+    withdraw,
+)
 from .shared import print_error, print_notice
 
 app = typer.Typer(

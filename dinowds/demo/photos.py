@@ -30,6 +30,8 @@ TRAIN_PATCHES, TEST_PATCHES = 240, 80
 """Patches of each photograph."""
 CELL_SIZE = 32
 """Side of a patch on the lattice, px."""
+MIN_SPREAD = 1.0
+"""Standard deviation, grey levels: of a photograph's black corners all patches would be the same."""
 MAX_SIDE = 640
 """Larger photographs are reduced before the lattice is laid, so that none has most of the regions."""
 
@@ -116,7 +118,9 @@ def _write(
                 photo = _load(photos / name, max_side)
                 slide = _slide(Path(name).stem, split)
                 for x, y in places(number, photo):
-                    _add(tar, f"{slide}/{x}_{y}.png", standardise(photo[y : y + size, x : x + size]))
+                    patch = photo[y : y + size, x : x + size]
+                    if patch.std() >= MIN_SPREAD:
+                        _add(tar, f"{slide}/{x}_{y}.png", standardise(patch))
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,19 @@ def keep_evaluation(checkpoint: str | Path, content: Mapping[str, Any]) -> Path 
         return None
     append_lines(run / EVALUATIONS_NAME, [content])
     return run / EVALUATIONS_NAME
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """Those of a run folder, oldest first; lines that are no JSON objects are left out."""
+    try:
+        lines = (run / EVALUATIONS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [content for line in lines if isinstance(content := _parsed(line), dict)]
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
