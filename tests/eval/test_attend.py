@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from dinowds.data.dataset import Dataset
 from dinowds.data.grids import decode_grid
 from dinowds.data.store.store import open_store
+from dinowds.data.subsets.choose import SubsetOptions, choose_subset
+from dinowds.data.subsets.subset import write_subset
 from dinowds.embed.encoder import Encoder
 from dinowds.embed.regions.images import embed_image
 from dinowds.errors import ConfigError, DatasetError
@@ -251,7 +254,20 @@ def test_see__what_has_no_fitting_size_is_refused(image_weights: Path, region_we
         see_grid(region_model, np.zeros((2, 2, 8), np.float16))
 
 
-def test_find_keys__in_their_order_and_in_the_subset(dataset_path: Path, dataset: Dataset) -> None:
+def test_find_keys__of_a_subset_are_its_own(dataset_path: Path, tmp_path: Path) -> None:
+    whole = Dataset.open(shutil.copytree(dataset_path, tmp_path / "copy"))
+    subset, mask, _ = choose_subset(whole, "alpha", SubsetOptions(where="cohort == 'alpha'"))
+    write_subset(whole.url, subset, mask, whole.files)
+    rows = whole.columns(["key", "cohort"]).to_pylist()
+    mine, others = ([row["key"] for row in rows if (row["cohort"] == "alpha") is which] for which in (True, False))
+    chosen = Dataset.open(f"{whole.url}:alpha")
+    assert [sample.key for sample in chosen.samples(find_keys(chosen, mine[5:2:-1]))] == mine[5:2:-1]
+    with pytest.raises(DatasetError, match=f"copy, subset alpha: no sample has the key '{others[0]}'"):
+        find_keys(chosen, [mine[0], others[0]])
+    assert {sample.key for sample in chosen.samples(spread_ids(chosen, 100))} == set(mine)
+
+
+def test_find_keys__in_their_order_each_once(dataset_path: Path, dataset: Dataset) -> None:
     keys = dataset.columns(["key"])["key"].to_pylist()
     assert find_keys(dataset, [keys[70], keys[3], keys[70], keys[89]]).tolist() == [70, 3, 89]
     with pytest.raises(DatasetError, match="no sample has the key 'nobody'; the column 'key'"):

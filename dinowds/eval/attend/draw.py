@@ -28,6 +28,12 @@ class Style:
     """Interpolate between tokens."""
     mass: float
     """Of the mask: share of the attention that it holds."""
+    only_foreground: bool
+    """Tokens have colours of the foreground alone."""
+
+    def colours_label(self, what: str) -> str:
+        """Below tokens in colours."""
+        return f"{what}, PCA of the foreground" if self.only_foreground else f"{what}, PCA"
 
 
 def rows_of(seen: Seen, colours: Mapping[str, Pixels], style: Style) -> list[Row]:
@@ -40,14 +46,12 @@ def rows_of(seen: Seen, colours: Mapping[str, Pixels], style: Style) -> list[Row
     else:  # a region without an image: the maps stand by themselves
         level, tokens, cells = seen.levels["region"], colours["region"], seen.levels["cells"]
         canvas = _in_colours(enlarged(colours["cells"]), colours["cells"], cells)
-        first, style = Panel("features of the cells, PCA", canvas, "cells"), replace(style, alpha=1.0)
+        first, style = Panel(style.colours_label("features of the cells"), canvas, "cells"), replace(style, alpha=1.0)
     large = [
         first,
         _mean(canvas, level, style, "attention", "mean"),
         _mask(canvas, level, style, "mask"),
-        Panel(
-            "patch tokens, PCA" if seen.canvas is not None else "tokens, PCA", _in_colours(canvas, tokens, level), "pca"
-        ),
+        Panel(style.colours_label("tokens"), _in_colours(canvas, tokens, level), "pca"),
     ]
     return [Row(large, _LARGE), *_in_rows(_heads(canvas, level, style, "", ""))]
 
@@ -60,13 +64,13 @@ def _rows_of_both(seen: Seen, joined: Level, colours: Mapping[str, Pixels], styl
         Panel("region", canvas, "image"),
         _mean(canvas, joined, style, "region x patches", "joined"),
         _mask(canvas, joined, style, "joined-mask"),
-        Panel("patch tokens, PCA", _in_colours(canvas, colours["patches"], patches), "patches-pca"),
+        Panel(style.colours_label("patch tokens"), _in_colours(canvas, colours["patches"], patches), "patches-pca"),
     ]
     small = [
         _mean(canvas, region, style, "region", "region-mean"),
         _mask(canvas, region, style, "region-mask"),
-        Panel("region's tokens, PCA", _in_colours(canvas, colours["region"], region), "region-pca"),
-        Panel("features of the patches, PCA", _in_colours(canvas, colours["cells"], region), "cells"),
+        Panel(style.colours_label("region's tokens"), _in_colours(canvas, colours["region"], region), "region-pca"),
+        Panel(style.colours_label("features of the patches"), _in_colours(canvas, colours["cells"], region), "cells"),
         _mean(canvas, patches, style, "patches", "patches-mean"),
     ]
     return [

@@ -204,4 +204,4 @@ def _missing(level: Level, how: str) -> str:
 
 def _on_tokens(level: Level) -> str:
     share = 100 * float(level.mean.sum())
-    return f"{share:.0f} % of the attention is on these; the rest is on the class token and registers"
+    return f"{share:.1f} % of the attention is on the tokens shown, the rest on class token and registers"

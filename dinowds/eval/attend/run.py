@@ -95,7 +95,7 @@ def attend(
         DinowdsError: what was asked for cannot be; a picture is there already. Checked before any is drawn, but for
             inputs that cannot be decoded or have no fitting size.
     """
-    style = Style(colour_map(options.colours), options.alpha, options.is_smooth, options.mass)
+    style = Style(colour_map(options.colours), options.alpha, options.is_smooth, options.mass, options.only_foreground)
     _check_numbers(options)
     inputs = find_inputs(sources, keys, samples)
     _check_out(out, inputs, options)
