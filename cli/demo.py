@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .shared import interruptible, print_json
 
 if TYPE_CHECKING:
-    from dinowds.demo.run import Result, Score
+    from dinowds.demo.run import Result
 
 
 def demo(
@@ -28,7 +29,7 @@ def demo(
     ] = None,
 ) -> None:
     """Cut photographs into cohort tars, shard them, pretrain a small ViT, make regions of its features, pretrain a
-    hierarchical ViT on these, and compare the features of all.
+    hierarchical ViT on these, compare the features of all, and write pages that show it.
 
     Sixteen photographs that ship with scikit-image, as grey patches of equal mean and contrast; the label of a patch or
     a region is its photograph, and the test's come from the other side of it.
@@ -47,17 +48,19 @@ def demo(
     with interruptible(), closing(observer):
         result = run_demo(out, patch, region, observer)
     if json:
-        print_json(result.to_json())
+        print_json(asdict(result))
     else:
         _print_result(result)
 
 
 def _print_result(result: Result) -> None:
-    _print_score("patch", result.patches, result.num_classes)
-    _print_score("region", result.regions, result.num_classes)
+    _print_scores("patch", result.patches, result.num_classes)
+    _print_scores("region", result.regions, result.num_classes)
+    for page in result.pages:
+        print(page)  # noqa: T201
 
 
-def _print_score(kind: str, score: Score, num_classes: int) -> None:
+def _print_scores(kind: str, evaluation: dict[str, Any], num_classes: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -65,13 +68,16 @@ def _print_score(kind: str, score: Score, num_classes: int) -> None:
     table.add_column("features", min_width=20)
     table.add_column("accuracy", justify="right")
     table.add_column("", min_width=32)
-    for name, accuracy in score.accuracies.items():
-        best = accuracy == max(score.accuracies.values())
-        table.add_row(name, f"{accuracy:.3f}", "█" * round(32 * accuracy), style="bold green" if best else None)
+    plain = [result for result in evaluation["results"] if not result["settings"]["centred"]]
+    best = max(result["accuracy"]["value"] for result in plain)
+    for result in reversed(plain):
+        accuracy = result["accuracy"]["value"]
+        style = "bold green" if accuracy == best else None
+        table.add_row(result["model"], f"{accuracy:.3f}", "█" * round(32 * accuracy), style=style)
     console = Console()
     console.print(table)
+    train, test = (evaluation[split]["samples"] for split in ("train", "test"))
     console.print(
-        f"chance {1 / num_classes:.3f} · {score.num_train:,} training and {score.num_test:,} test samples\n"
-        f"{score.steps} steps · loss {score.loss:.2f} (ln K = {score.ln_k:.2f})",
+        f"chance {1 / num_classes:.3f} · {train:,} training and {test:,} test samples · {evaluation['step']} steps",
         highlight=False,
     )

@@ -35,7 +35,15 @@ def inspect(
         int | None,
         typer.Option(metavar="N", help="Draw the crops of N samples into --out, as a training run has them."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Picture that --crops draws.")] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page with plots and samples, as 'dinowds report DATASET' does.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Picture of --crops, or page of --html.", show_default="DATASET-report.html of --html"
+        ),
+    ] = None,
     renderer: Annotated[
         list[str] | None,
         typer.Option(help="cpu, device or pil, of --crops; several, or all, below each other.", show_default="a run's"),
@@ -52,21 +60,19 @@ def inspect(
     """Show what a dataset holds: shards, cohorts, slides, labels, image sizes and formats.
 
     With --verify, list each damage with its shard and key, and fail if there is any. With --crops, draw a few samples
-    and their crops instead.
+    and their crops instead. With --html, write one HTML file that shows all that and more: samples, labels, positions,
+    colours and stains by cohort, duplicates.
 
     [dim]dinowds inspect datasets/patches --verify[/dim]
+    [dim]dinowds inspect datasets/patches --html --out patches.html[/dim]
     [dim]dinowds inspect datasets/patches --crops 8 --out crops.png crops.quarter_turns=true[/dim]
     """
-    of_crops = {
-        "--out": out,
-        "--renderer": renderer or None,
-        "--config": config,
-        "--seed": seed,
-        "--overwrite": overwrite or None,
-        "KEY=VALUE": overrides or None,
-    }
-    _check_options(crops, out, verify, as_json, of_crops)
-    if crops is not None and out is not None:
+    of_files = {"--out": out, "--overwrite": overwrite or None}
+    of_crops = {"--renderer": renderer or None, "--config": config, "--seed": seed, "KEY=VALUE": overrides or None}
+    _check_options(crops, html, out, verify, as_json, of_files, of_crops)
+    if html:
+        _write_page(dataset, out, overwrite)
+    elif crops is not None and out is not None:
         from .inspect_crops import write_sheet
 
         write_sheet(dataset, crops, out, renderer or [], config, overrides or [], seed, overwrite)
@@ -122,17 +128,37 @@ def _stale(dataset: str) -> list[Damage]:
 
 
 def _check_options(
-    crops: int | None, out: Path | None, verify: bool, as_json: bool, of_crops: Mapping[str, object]
+    crops: int | None,
+    html: bool,
+    out: Path | None,
+    verify: bool,
+    as_json: bool,
+    of_files: Mapping[str, object],
+    of_crops: Mapping[str, object],
 ) -> None:
     from dinowds.errors import ConfigError
 
     if crops is None:
         if alone := [name for name, value in of_crops.items() if value is not None]:
             raise ConfigError(f"{alone[0]}: goes with --crops N, the samples whose crops are drawn")
-    elif out is None:
+        if not html and (alone := [name for name, value in of_files.items() if value is not None]):
+            raise ConfigError(f"{alone[0]}: goes with --crops N or --html, which write a file")
+    if crops is None and not html:
+        return
+    others = {"--crops": crops is not None and html, "--verify": verify, "--json": as_json}
+    if found := [name for name, value in others.items() if value]:
+        what = "--html writes a page" if html else "--crops draws a picture"
+        raise ConfigError(f"{what}: expected no {found[0]} with it")
+    if crops is not None and out is None:
         raise ConfigError("--crops needs --out FILE.png, the picture that it draws")
-    elif verify or as_json:
-        raise ConfigError(f"--crops draws a picture: expected no {'--verify' if verify else '--json'} with it")
+
+
+def _write_page(dataset: str, out: Path | None, overwrite: bool) -> None:
+    from dinowds.report.make import make_dataset_report
+
+    with interruptible("make it again"):
+        made = make_dataset_report(dataset, out, overwrite)
+    print(f"{printable(str(made.path))} ({format_bytes(made.num_bytes)})")  # noqa: T201
 
 
 def print_summary(summary: Summary, title: str) -> None:

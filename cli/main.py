@@ -7,7 +7,24 @@ import sys
 
 import typer
 
-from . import demo, doctor, embed, export, index, inspect, merge, order, shard, subset, train, watch, withdraw
+from . import (
+    attend,
+    demo,
+    doctor,
+    embed,
+    eval,
+    export,
+    index,
+    inspect,
+    merge,
+    order,
+    report,
+    shard,
+    subset,
+    train,
+    watch,
+    withdraw,
+)
 from .shared import print_error, print_notice
 
 app = typer.Typer(
@@ -28,7 +45,10 @@ app.command()(subset.subset)
 app.add_typer(train.app, name="train")
 app.command()(watch.watch)
 app.add_typer(embed.app, name="embed")
+app.add_typer(eval.app, name="eval")
+app.command()(attend.attend)
 app.command()(export.export)
+app.command()(report.report)
 app.command()(demo.demo)
 app.command()(doctor.doctor)
 

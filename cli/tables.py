@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from dinowds.files import format_bytes
+
 from .shared import printable
+
+__all__ = ["format_bytes", "make_table"]
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-def format_bytes(count: int) -> str:
-    """1536 → '1.5 KiB'."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

@@ -211,3 +211,13 @@ def sha256_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
             digest.update(block)
             between()
     return digest.hexdigest()
+
+
+def format_bytes(count: int) -> str:
+    """1536 → '1.5 KiB'."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

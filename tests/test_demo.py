@@ -18,6 +18,7 @@ from dinowds.demo.photos import (
     TRAIN_PATCHES,
     photo_folder,
     photo_names,
+    photo_of,
     standardise,
     write_cohorts,
     write_lattices,
@@ -30,9 +31,9 @@ def members(path: Path) -> dict[str, list[tuple[int, int]]]:
     places: dict[str, list[tuple[int, int]]] = {}
     with tarfile.open(path) as tar:
         for name in tar.getnames():
-            photo, _, rest = name.partition("/")
+            slide, _, rest = name.partition("/")
             x, y = rest.removesuffix(".png").split("_")
-            places.setdefault(photo, []).append((int(x), int(y)))
+            places.setdefault(photo_of(slide), []).append((int(x), int(y)))
     return places
 
 
@@ -95,12 +96,15 @@ def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert result["num_classes"] == len(photo_names()) == 16
-    patches, regions = result["patches"], result["regions"]
-    assert patches["accuracies"].keys() == {"raw pixels", "untrained ViT", "student", "teacher"}
-    assert regions["accuracies"].keys() == {"mean of its patches", "untrained ViT", "student", "teacher"}
-    for score in (patches, regions):
-        assert all(1 / 32 < accuracy < 1 for accuracy in score["accuracies"].values())
-        assert score["steps"] == 2
+    pages = [Path(page) for page in result["pages"]]
+    assert [page.name for page in pages] == ["train-report.html", "report.html", "report.html"]
+    assert all("</html>" in page.read_text() for page in pages)
+    for kind, baseline in (("patches", "raw pixels"), ("regions", "mean of cells")):
+        content = result[kind]
+        assert content["step"] == 2
+        assert len(content["labels"]) == 16
+        assert {"teacher", "student", "random", baseline} <= {found["model"] for found in content["results"]}
+        assert all(1 / 32 < found["accuracy"]["value"] < 1 for found in content["results"])
     again = run_dinowds(*arguments)
     assert json.loads(again.stdout) == result
     assert "nothing left to do" in again.stderr

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import accumulate, cycle
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from dinowds.crops.lettering import LINE, MUTED, PAPER, TEXT, Colour, font, shorten, text_width
 from dinowds.crops.recipe import NEVER_SOLARIZED, Output, Views
 
 Pixels: TypeAlias = NDArray[np.uint8]
-Colour: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ LEGEND = {
 }  # fmt: skip
 """Letter of `what_was_done` → its meaning."""
 
-_TEXT, _MUTED, _LINE, _PAPER = (28, 30, 33), (112, 117, 122), (222, 224, 227), (255, 255, 255)
 _COLOURS: tuple[Colour, ...] = ((213, 94, 0), (0, 114, 178), (0, 158, 115))
 """Of the outputs in turn: vermilion, blue and green that colour-blind people can tell apart (Okabe & Ito 2008)."""
 
@@ -77,7 +76,7 @@ class _Block:
 
     @property
     def width(self) -> int:
-        return max(self.across * (self.cell_width + _GAP) - _GAP, _width(self.heading, _BODY))
+        return max(self.across * (self.cell_width + _GAP) - _GAP, text_width(self.heading, _BODY))
 
     def corner(self, place: int) -> tuple[int, int]:
         """Left and top of a view, from the row's top."""
@@ -105,25 +104,25 @@ def contact_sheet(
     captions = [what_was_done(record) for sample in samples for record in sample.records]
     scale = _scale(max(output.size for output in outputs))
     row_height = max(round(output.size * scale) for output in outputs) + _CAPTION_HEIGHT
-    blocks = _blocks(outputs, scale, row_height, max(_width(caption, _SMALL) for caption in captions))
+    blocks = _blocks(outputs, scale, row_height, max(text_width(caption, _SMALL) for caption in captions))
     lines = [*details, _legend(captions, scale)]
     labels = [rendering.label for sample in samples for rendering in sample.renderings]
     label_height = _LINE_HEIGHT if any(labels) else 0
     head_height = _MARGIN + _TITLE + (len(lines) + 2) * _LINE_HEIGHT
-    text_width = max(_width(title, _TITLE), *(_width(line, _BODY) for line in lines))
-    label_width = max(_width(label, _BODY) for label in labels)
-    width = max(blocks[-1].left + blocks[-1].width, blocks[0].left + label_width, _MARGIN + text_width) + _MARGIN
+    head_width = max(text_width(title, _TITLE), *(text_width(line, _BODY) for line in lines))
+    label_width = max(text_width(label, _BODY) for label in labels)
+    width = max(blocks[-1].left + blocks[-1].width, blocks[0].left + label_width, _MARGIN + head_width) + _MARGIN
     height = head_height + len(labels) * (row_height + label_height + _GAP) + len(samples) * _SPACE + _GAP
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, title, lines, blocks)
     top = head_height
     for sample in samples:
-        draw.line((_MARGIN, top, width - _MARGIN, top), _LINE)
+        draw.line((_MARGIN, top, width - _MARGIN, top), LINE)
         top += _SPACE // 2
         _draw_original(sheet, sample, blocks, top + label_height, row_height - _NAME_HEIGHT)
         for rendering in sample.renderings:
-            draw.text((blocks[0].left, top), rendering.label, _TEXT, _font(_BODY))
+            draw.text((blocks[0].left, top), rendering.label, TEXT, font(_BODY))
             _draw_views(sheet, rendering.views, sample.records, blocks, top + label_height)
             top += row_height + label_height + _GAP
         top += _SPACE // 2
@@ -161,14 +160,13 @@ def _scale(size: int) -> float:
 def _blocks(outputs: Sequence[Output], scale: float, row_height: int, caption_width: int) -> list[_Block]:
     """Smaller views stand in several lines beside larger ones."""
     blocks: list[_Block] = []
-    left, first = _MARGIN + row_height - _NAME_HEIGHT + _SPACE, 0
-    for output, colour in zip(outputs, _COLOURS * len(outputs), strict=False):
+    left = _MARGIN + row_height - _NAME_HEIGHT + _SPACE
+    for output, first, colour in _parts(outputs):
         side = max(1, round(output.size * scale))
         lines = max(1, (row_height + _GAP) // (side + _CAPTION_HEIGHT + _GAP))
         cell_width = max(side, _tag_width(first + output.count) + 4 + caption_width)
         blocks.append(_Block(output, first, side, left, -(-output.count // lines), cell_width, colour))
         left += blocks[-1].width + _SPACE
-        first += output.count
     return blocks
 
 
@@ -181,51 +179,65 @@ def _legend(captions: Sequence[str], scale: float) -> str:
 
 
 def _draw_head(draw: ImageDraw.ImageDraw, title: str, lines: Sequence[str], blocks: Sequence[_Block]) -> None:
-    draw.text((_MARGIN, _MARGIN - 4), title, _TEXT, _font(_TITLE))
+    draw.text((_MARGIN, _MARGIN - 4), title, TEXT, font(_TITLE))
     top = _MARGIN + _TITLE + 10
     for line in lines:
-        draw.text((_MARGIN, top), line, _MUTED, _font(_BODY))
+        draw.text((_MARGIN, top), line, MUTED, font(_BODY))
         top += _LINE_HEIGHT
     top += _LINE_HEIGHT - 10
-    draw.text((_MARGIN, top), "original", _TEXT, _font(_BODY))
+    draw.text((_MARGIN, top), "original", TEXT, font(_BODY))
     for block in blocks:
-        draw.text((block.left, top), block.heading, block.colour, _font(_BODY))
+        draw.text((block.left, top), block.heading, block.colour, font(_BODY))
 
 
 def _draw_original(sheet: Image.Image, sample: SheetSample, blocks: Sequence[_Block], top: int, side: int) -> None:
     """The image within `side` × `side` px, its boxes, its name and its size."""
     height, width = sample.image.shape[:2]
-    scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    sheet.paste(_resized(sample.image, size), (_MARGIN, top))
+    picture = with_boxes(sample.image, sample.records, [block.output for block in blocks], side)
+    sheet.paste(picture, (_MARGIN, top))
     draw = ImageDraw.Draw(sheet)
+    names = shorten(sample.name, side, _SMALL), f"{width} x {height} px"
+    for line, (text, colour) in enumerate(zip(names, (TEXT, MUTED), strict=True)):
+        draw.text((_MARGIN, top + picture.height + 5 + 16 * line), text, colour, font(_SMALL))
+
+
+def with_boxes(image: Pixels, records: Views, outputs: Sequence[Output], side: int) -> Image.Image:
+    """An image, uint8 [H, W, 3], within `side` × `side` px, with the box and the number of each of its views, [V]."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    picture = _resized(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+    draw = ImageDraw.Draw(picture)
     boxes = [
-        (number, block.colour, _box_on_sheet(sample.records[number], scale, top))
-        for block in reversed(blocks)  # the first output above the others, numbers above all boxes
-        for number in range(block.first, block.first + block.output.count)
+        (number, colour, _box(records[number], scale))
+        for output, first, colour in reversed(_parts(outputs))  # the first output above the others, numbers above all
+        for number in range(first, first + output.count)
     ]
     for _, colour, box in boxes:
-        draw.rectangle(box, outline=colour, width=2 if colour == blocks[0].colour else 1)
+        draw.rectangle(box, outline=colour, width=2 if colour == _COLOURS[0] else 1)
     for number, colour, box in boxes:
         _draw_tag(draw, number, colour, box[:2])
-    names = _shortened(sample.name, side), f"{width} x {height} px"
-    for line, (text, colour) in enumerate(zip(names, (_TEXT, _MUTED), strict=True)):
-        draw.text((_MARGIN, top + size[1] + 5 + 16 * line), text, colour, _font(_SMALL))
+    return picture
 
 
-def _box_on_sheet(record: Any, scale: float, top: int) -> tuple[int, int, int, int]:
+def _box(record: Any, scale: float) -> tuple[int, int, int, int]:
     """Left, top, right and bottom, both edges included."""
-    first = _MARGIN + scale * record["left"], top + scale * record["top"]
+    first = scale * record["left"], scale * record["top"]
     last = first[0] + scale * record["width"] - 1, first[1] + scale * record["height"] - 1
     left, upper, right, lower = (round(float(edge)) for edge in (*first, *last))
     return left, upper, max(left, right), max(upper, lower)
+
+
+def _parts(outputs: Sequence[Output]) -> list[tuple[Output, int, Colour]]:
+    """Each output with its first view among all, and its colour."""
+    firsts = accumulate((output.count for output in outputs), initial=0)
+    return list(zip(outputs, firsts, cycle(_COLOURS)))
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, number: int, colour: Colour, corner: tuple[int, int]) -> None:
     """The number of a view, counted from 1, in white on its colour."""
     left, top = corner
     draw.rectangle((left, top, left + _tag_width(number + 1) - 1, top + 13), fill=colour)
-    draw.text((left + 4, top + 7), str(number + 1), _PAPER, _font(_SMALL), anchor="lm")
+    draw.text((left + 4, top + 7), str(number + 1), PAPER, font(_SMALL), anchor="lm")
 
 
 def _draw_views(
@@ -241,7 +253,7 @@ def _draw_views(
             below = row_top + top + block.side + 3
             _draw_tag(draw, number, block.colour, (left, below))
             caption = what_was_done(records[number])
-            draw.text((left + _tag_width(number + 1) + 4, below + 7), caption, _MUTED, _font(_SMALL), anchor="lm")
+            draw.text((left + _tag_width(number + 1) + 4, below + 7), caption, MUTED, font(_SMALL), anchor="lm")
 
 
 def _resized(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
@@ -251,25 +263,5 @@ def _resized(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
 
 
-def _shortened(text: str, width: int) -> str:
-    """With dots in the middle where it is wider than `width` px in small letters."""
-    kept = len(text)
-    short = text
-    while _width(short, _SMALL) > width and kept > 2:
-        kept -= 1
-        short = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
-    return short
-
-
-@lru_cache
-def _font(size: int) -> Any:
-    """The one that comes with Pillow; it has the letters of ISO 8859-1."""
-    return ImageFont.load_default(size)
-
-
-def _width(text: str, size: int) -> int:
-    return int(np.ceil(_font(size).getlength(text)))
-
-
 def _tag_width(number: int) -> int:
-    return _width(str(number), _SMALL) + 8
+    return text_width(str(number), _SMALL) + 8

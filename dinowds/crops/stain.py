@@ -25,6 +25,11 @@ def optical_density() -> NDArray[np.float32]:
     return -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
 
 
+def concentrations(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [..., 3], RGB → float32 [..., 3]: how much of each stain is there, by optical density (base e)."""
+    return optical_density()[pixels] @ _UNMIX.astype(np.float32)
+
+
 def stained(pixels: NDArray[np.uint8], stain_map: NDArray[np.float32]) -> NDArray[np.uint8]:
     """uint8 [..., 3], RGB, with the optical density of each pixel sent through a `stain_map`, float32 [3, 4]."""
     density = optical_density()[pixels] @ stain_map[:, :3].T + stain_map[:, 3]

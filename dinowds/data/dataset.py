@@ -155,6 +155,12 @@ class Dataset:
         return Index(self.index_path, self.manifest)
 
     @property
+    def location(self) -> str:
+        """DATASET or DATASET:SUBSET, to open it again from another folder: a whole path, or a URL as `shown`."""
+        place = shown(self.url) if is_remote(self.url) else str(Path(self.url).absolute())
+        return place if self.subset is None else f"{place}:{self.subset}"
+
+    @property
     def shard_counts(self) -> list[int]:
         """Samples of each shard, in the subset or not."""
         return [shard.num_samples for shard in self.manifest.shards]

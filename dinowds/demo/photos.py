@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinowds.errors import ConfigError
-from dinowds.files import atomic_write
+from dinowds.files import atomic_write, write_atomic
 
 COHORTS = {
     "tissue": ("ihc.png", "retina.jpg", "cell.png"),
@@ -24,10 +24,14 @@ COHORTS = {
 }  # fmt: skip
 PATCH_SIZE = 64
 TRAIN_SHARE = 0.6
+SIDES = {"train": "left", "test": "right"}
+"""Of each photograph, which make two slides: what is tested with was not trained on."""
 TRAIN_PATCHES, TEST_PATCHES = 240, 80
 """Patches of each photograph."""
 CELL_SIZE = 32
 """Side of a patch on the lattice, px."""
+MIN_SPREAD = 1.0
+"""Standard deviation, grey levels: of a photograph's black corners all patches would be the same."""
 MAX_SIDE = 640
 """Larger photographs are reduced before the lattice is laid, so that none has most of the regions."""
 
@@ -64,7 +68,7 @@ def write_cohorts(folder: Path, split: str, seed: int = 0) -> list[Path]:
         ys = generator.integers(0, len(photo) - PATCH_SIZE + 1, count).tolist()
         return sorted(set(zip(xs, ys, strict=True)))
 
-    return _write(folder, PATCH_SIZE, places, max_side=None)
+    return _write(folder, PATCH_SIZE, split, places, max_side=None)
 
 
 def write_lattices(folder: Path, split: str) -> list[Path]:
@@ -75,7 +79,24 @@ def write_lattices(folder: Path, split: str) -> list[Path]:
         xs = range(left, right - CELL_SIZE + 1, CELL_SIZE)
         return ((x, y) for y in range(0, len(photo) - CELL_SIZE + 1, CELL_SIZE) for x in xs)
 
-    return _write(folder, CELL_SIZE, places, MAX_SIDE)
+    return _write(folder, CELL_SIZE, split, places, MAX_SIDE)
+
+
+def write_labels(path: Path) -> Path:
+    """A table for `dinowds shard --labels`: the label of both slides of a photograph is its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{_slide(name, split)},{name}\n" for name in photo_names() for split in SIDES]
+    write_atomic(path, ("slide,label\n" + "".join(rows)).encode())
+    return path
+
+
+def photo_of(slide: str) -> str:
+    """The photograph whose side a slide is."""
+    return slide.rpartition("-")[0]
+
+
+def _slide(photo: str, split: str) -> str:
+    return f"{photo}-{SIDES[split]}"
 
 
 def _side(photo: Grey, split: str) -> tuple[int, int]:
@@ -84,8 +105,10 @@ def _side(photo: Grey, split: str) -> tuple[int, int]:
     return (0, edge) if split == "train" else (edge, photo.shape[1])
 
 
-def _write(folder: Path, size: int, places: Callable[[int, Grey], Places], max_side: int | None) -> list[Path]:
-    """One tar a cohort, `PHOTO/X_Y.png` in it."""
+def _write(
+    folder: Path, size: int, split: str, places: Callable[[int, Grey], Places], max_side: int | None
+) -> list[Path]:
+    """One tar a cohort, `PHOTO-SIDE/X_Y.png` in it."""
     folder.mkdir(parents=True, exist_ok=True)
     photos, paths = photo_folder(), []
     for cohort, names in COHORTS.items():
@@ -93,8 +116,11 @@ def _write(folder: Path, size: int, places: Callable[[int, Grey], Places], max_s
         with atomic_write(paths[-1]) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for number, name in enumerate(names):
                 photo = _load(photos / name, max_side)
+                slide = _slide(Path(name).stem, split)
                 for x, y in places(number, photo):
-                    _add(tar, f"{Path(name).stem}/{x}_{y}.png", standardise(photo[y : y + size, x : x + size]))
+                    patch = photo[y : y + size, x : x + size]
+                    if patch.std() >= MIN_SPREAD:
+                        _add(tar, f"{slide}/{x}_{y}.png", standardise(patch))
     return paths
 
 

@@ -1,46 +1,36 @@
-"""The way itself: cohorts → datasets → patch run → regions → region run."""
+"""The way itself: cohorts → datasets → patch run → regions → region run, each evaluated, and their pages."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dinowds.config import PatchConfig, RegionConfig, RunConfig
-from dinowds.data.decode import decode_image
-from dinowds.data.grids import decode_grid
+from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import MANIFEST_NAME
-from dinowds.demo.photos import CELL_SIZE, photo_names, write_cohorts, write_lattices
-from dinowds.demo.scores import Task, load_labelled, mean_of_cells, raw_pixels
+from dinowds.data.subsets.choose import SubsetOptions, choose_subset
+from dinowds.data.subsets.subset import write_subset
+from dinowds.demo.photos import CELL_SIZE, photo_names, write_cohorts, write_labels, write_lattices
 from dinowds.embed.patches.job import PatchOptions
 from dinowds.embed.regions.embed import embed_regions
 from dinowds.embed.regions.ways import RegionOptions
-from dinowds.model.dino import num_prototypes
+from dinowds.eval.evaluate import EvalOptions, evaluate_knn
+from dinowds.eval.history import keep_evaluation, read_evaluations
+from dinowds.eval.subjects import ModelOptions
+from dinowds.eval.tune import evaluation_of
+from dinowds.report.make import make_report
 from dinowds.shard.build import ShardOptions, build_dataset
-from dinowds.train.learner import initial_models
-from dinowds.train.loop import Outcome, train
-from dinowds.train.monitor import METRICS_NAME, Observer, last_figure
+from dinowds.shard.choice import Choice
+from dinowds.train.loop import train
+from dinowds.train.monitor import Observer
 
-PATCH_KNN_EVERY, REGION_KNN_EVERY = 50, 100
-"""Optimizer steps between live kNN figures, of patches those of every third to save time."""
 REGION_SIZE, STRIDE = 6 * CELL_SIZE, CELL_SIZE
 """px."""
 SPLITS = ("train", "test")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One of the two trainings."""
-
-    accuracies: dict[str, float]
-    """Features → kNN accuracy on the test samples, 0 to 1."""
-    num_train: int
-    num_test: int
-    steps: int
-    loss: float
-    ln_k: float
+SOME, SOME_SHARE = "some", 1 / 3
+"""The subset that is classified while a run goes on, to save time, and its share of the samples."""
 
 
 @dataclass(frozen=True)
@@ -48,81 +38,73 @@ class Result:
     """What the demo finds."""
 
     num_classes: int
-    patches: Score
-    regions: Score
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    patches: dict[str, Any]
+    """Of the patch run's teacher and student, and of baselines: as `eval.evaluate.Evaluation.to_json`."""
+    regions: dict[str, Any]
+    """The same of the region run."""
+    pages: list[str]
+    """HTML files."""
 
 
 def run_demo(out: Path, patch_config: PatchConfig, region_config: RegionConfig, observer: Observer) -> Result:
-    """Everything in folder `out`: `cohorts/`, datasets, features and run folders. Goes on if stopped."""
-    patches = _train_patches(out, patch_config, observer)
-    regions = _train_regions(out, region_config, observer)
-    return Result(len(photo_names()), patches, regions)
-
-
-def _train_patches(out: Path, config: PatchConfig, observer: Observer) -> Score:
+    """Everything in folder `out`: `cohorts/`, datasets, features, run folders and pages. Goes on if stopped."""
+    labels = write_labels(out / "cohorts" / "labels.csv")
     for split in SPLITS:
-        _make_dataset(out, split, out / "cohorts" / split, write_cohorts, observer)
-    task = Task(*(load_labelled(out / split, decode_image) for split in SPLITS))
-    untrained, _ = initial_models(config)
-    accuracies = {"raw pixels": task.accuracy(raw_pixels), "untrained ViT": task.accuracy_of(untrained.backbone)}
-    _tell(accuracies, observer)
-    observer.message(f"$ dinowds train patch --data {out}/train --out {out}/run --config configs/demo.yaml")
-    outcome = train(out / "train", out / "run", config, observer, task.live(PATCH_KNN_EVERY, stride=3))
-    return _score(task, accuracies, outcome, out / "run", config)
-
-
-def _train_regions(out: Path, config: RegionConfig, observer: Observer) -> Score:
+        _make_dataset(out, split, labels, write_cohorts, observer)
+    patches = _train_and_evaluate(out, "train", "test", "run", patch_config, observer)
     for split in SPLITS:
-        _make_dataset(out, f"lattice-{split}", out / "cohorts" / f"lattice-{split}", write_lattices, observer)
+        _make_dataset(out, f"lattice-{split}", labels, write_lattices, observer)
         _make_regions(out, split, observer)
-    task = Task(*(load_labelled(out / f"regions-{split}", decode_grid) for split in SPLITS))
-    untrained, _ = initial_models(_for_cells(config, task.train.samples.shape[-1]))
-    accuracies = {
-        "mean of its patches": task.accuracy(mean_of_cells),
-        "untrained ViT": task.accuracy_of(untrained.backbone),
-    }
-    _tell(accuracies, observer)
-    run = out / "region-run"
-    observer.message(f"$ dinowds train region --data {out}/regions-train --out {run} --config configs/demo_region.yaml")
-    outcome = train(out / "regions-train", run, config, observer, task.live(REGION_KNN_EVERY, stride=1))
-    return _score(task, accuracies, outcome, run, config)
+    regions = _train_and_evaluate(out, "regions-train", "regions-test", "region-run", region_config, observer)
+    pages = [_make_page(out / name, observer) for name in ("train", "run", "region-run")]
+    return Result(len(photo_names()), patches, regions, pages)
 
 
-def _for_cells(config: RegionConfig, channels: int) -> RegionConfig:
-    return replace(config, student=replace(config.student, input_dim=channels))
-
-
-def _score(task: Task, accuracies: dict[str, float], outcome: Outcome, run: Path, config: RunConfig) -> Score:
-    return Score(
-        accuracies
-        | {
-            "student": task.accuracy_of(outcome.student.backbone),
-            "teacher": task.accuracy_of(outcome.teacher.backbone),
-        },
-        num_train=len(task.train.labels),
-        num_test=len(task.test.labels),
-        steps=outcome.step,
-        loss=last_figure(run / METRICS_NAME, "loss"),
-        ln_k=math.log(num_prototypes(config.student)),
+def _train_and_evaluate(
+    out: Path, data: str, test: str, run: str, config: RunConfig, observer: Observer
+) -> dict[str, Any]:
+    """Train in folder `run`, and the evaluation of what it ends with; of an earlier call, if it was made by one."""
+    some = [_some(out / name) for name in (data, test)]
+    knn = replace(config.tune.knn, query_dataset_path=some[0], test_dataset_path=some[1])
+    config = replace(config, tune=replace(config.tune, knn=knn))
+    kind, configs = ("patch", "demo") if config.kind == "image" else ("region", "demo_region")
+    observer.message(
+        f"$ dinowds train {kind} --data {out / data} --out {out / run} --config configs/{configs}.yaml "
+        f"tune.knn.query_dataset_path={some[0]} tune.knn.test_dataset_path={some[1]}"
     )
+    evaluation = evaluation_of(config, out / data, observer.message)
+    outcome = train(out / data, out / run, config, observer, evaluation)
+    for content in read_evaluations(out / run):
+        if content.get("kind") == "knn" and content.get("step") == outcome.step:
+            return content
+    size = f" --image-size {knn.image_size}" if knn.image_size else ""
+    observer.message(
+        f"$ dinowds eval knn --checkpoint {out / run} --train {out / data} --test {out / test} --both{size}"
+    )
+    models = ModelOptions(str(out / run), ("teacher", "student"), image_size=knn.image_size)
+    found = evaluate_knn(str(out / data), str(out / test), EvalOptions(models), notice=observer.message)
+    content = found.to_json()
+    keep_evaluation(out / run, content)
+    return content
 
 
-def _tell(accuracies: dict[str, float], observer: Observer) -> None:
-    observer.message(", ".join(f"{name}: kNN {accuracy:.3f}" for name, accuracy in accuracies.items()))
+def _some(folder: Path) -> str:
+    """A part of a dataset that is drawn once."""
+    dataset = Dataset.open(folder)
+    subset, mask, _ = choose_subset(dataset, SOME, SubsetOptions(fraction=SOME_SHARE))
+    write_subset(dataset.url, subset, mask, dataset.files)
+    return f"{folder}:{SOME}"
 
 
 def _make_dataset(
-    out: Path, name: str, cohorts: Path, write: Callable[[Path, str], list[Path]], observer: Observer
+    out: Path, name: str, labels: Path, write: Callable[[Path, str], Sequence[Path]], observer: Observer
 ) -> None:
-    dataset = out / name
+    dataset, cohorts = out / name, out / "cohorts" / name
     if (dataset / MANIFEST_NAME).exists():
         return
-    observer.message(f"$ dinowds shard {cohorts}/*.tar --out {dataset} --max-count 1000")
+    observer.message(f"$ dinowds shard {cohorts}/*.tar --labels {labels} --out {dataset} --max-count 1000")
     paths = write(cohorts, name.removeprefix("lattice-"))
-    manifest = build_dataset(paths, dataset, ShardOptions(max_count=1000))
+    manifest = build_dataset(paths, dataset, ShardOptions(max_count=1000, choice=Choice(labels=labels)))
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.cohorts.items())
     observer.message(f"{manifest.num_samples:,} samples in {len(manifest.shards)} shards: {counts}")
 
@@ -137,3 +119,8 @@ def _make_regions(out: Path, split: str, observer: Observer) -> None:
     )
     options = RegionOptions(REGION_SIZE, stride=STRIDE, embedding=PatchOptions(str(out / "run")))
     embed_regions(source, regions, options, notice=observer.message)
+
+
+def _make_page(target: Path, observer: Observer) -> str:
+    observer.message(f"$ dinowds report {target} --overwrite")
+    return str(make_report([str(target)], overwrite=True).path)

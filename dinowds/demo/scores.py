@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.store.store import LocalStore
-from dinowds.demo.photos import photo_names
+from dinowds.demo.photos import photo_names, photo_of
 from dinowds.embed.features import backbone_features
+from dinowds.eval.baselines import flat_pixels
 from dinowds.eval.knn import knn_accuracy
 from dinowds.model.dino import DinoModel
 from dinowds.train.evaluation import Figures
@@ -62,19 +63,14 @@ class Task:
 
 
 def load_labelled(folder: Path, decode: Callable[[bytes], np.ndarray]) -> Labelled:
-    """All samples of a dataset; the label is the place of its slide among the photographs."""
+    """All samples of a dataset; the label is the place of its photograph."""
     dataset, names = Dataset.open(folder), photo_names()
     store = LocalStore(dataset)
     slides = dataset.columns(["slide"])["slide"].to_pylist()
     samples = np.stack([decode(store.read(dataset[i])) for i in range(len(dataset))])
-    return Labelled(torch.from_numpy(samples), torch.tensor([names.index(slide) for slide in slides]))
+    return Labelled(torch.from_numpy(samples), torch.tensor([names.index(photo_of(slide)) for slide in slides]))
 
 
 def raw_pixels(images: Tensor) -> Tensor:
-    """Grey values about their middle."""
-    return images[..., 0].flatten(1).float() - 128
-
-
-def mean_of_cells(regions: Tensor) -> Tensor:
-    """The mean feature of the cells that exist."""
-    return regions.float().flatten(1, 2).nanmean(1)
+    """Grey values about their middle, uint8 [N, S, S, 3] → float32 [N, S²]."""
+    return flat_pixels(images[..., :1].permute(0, 3, 1, 2).float() - 128, images.shape[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,14 +37,28 @@ def knn_shares(
     Returns:
         float32 [M, C]; rows sum to 1. Each block of `BLOCK` rows is computed by itself.
     """
+    return shares_by_k(train_features, train_labels, test_features, num_classes, [k], temperature)[0]
+
+
+def shares_by_k(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float,
+) -> Tensor:
+    """`knn_shares` of several k, whose neighbours are looked up once: float32 [K, M, C]."""
     reference = F.normalize(train_features, dim=1)
-    shares = test_features.new_empty(len(test_features), num_classes, dtype=torch.float32)
+    shares = test_features.new_empty(len(ks), len(test_features), num_classes, dtype=torch.float32)
     blocks = torch.split(F.normalize(test_features, dim=1), BLOCK)
-    for rows, block in zip(torch.split(shares, BLOCK), blocks, strict=True):
-        cosines, neighbours = _nearest(block, reference, k)
-        # In float64, so that all votes for one class are exactly 1 as float32, whatever their number: equal scores.
-        weights = (cosines.double() / temperature).softmax(dim=1)
-        rows.copy_((weights[..., None] * F.one_hot(train_labels[neighbours], num_classes)).sum(1))
+    for rows, block in zip(torch.split(shares, BLOCK, dim=1), blocks, strict=True):
+        cosines, neighbours = _nearest(block, reference, max(ks))
+        classes = train_labels[neighbours]
+        for row, k in zip(rows, ks, strict=True):
+            # In float64, so that all votes for one class are exactly 1 as float32, whatever their number: equal scores.
+            weights = (cosines[:, :k].double() / temperature).softmax(dim=1)
+            row.copy_(weights.new_zeros(row.shape).scatter_add_(1, classes[:, :k], weights))
     return shares
 
 

@@ -33,7 +33,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Task:
-    """Tell the classes of test samples from those of their neighbours among the query samples."""
+    """Tell the classes of test samples from those of the query samples: neighbours, or what a probe learns from."""
 
     query: Labelled
     test: Labelled
@@ -41,36 +41,43 @@ class Task:
     """[C]: labels of the classes, each of which has query samples."""
 
 
-def match_labels(query: Dataset, test: Dataset) -> tuple[Task, list[str]]:
+def match_labels(
+    query: Dataset, test: Dataset, names: tuple[str, str] = (QUERY_KEY, TEST_KEY)
+) -> tuple[Task, list[str]]:
     """Samples of two datasets whose labels have the same names, whatever their numbers, and notices of those left out.
+
+    Args:
+        names: of the keys or options that the datasets were given by, for messages.
 
     Raises:
         ConfigError: a dataset without labels, or fewer than two classes in common.
     """
-    (query_ids, query_codes), (test_ids, test_codes) = _labelled(QUERY_KEY, query), _labelled(TEST_KEY, test)
-    names = tuple(query.manifest.label_names[code] for code in np.unique(query_codes).tolist())
+    query_key, test_key = names
+    (query_ids, query_codes), (test_ids, test_codes) = _labelled(query_key, query), _labelled(test_key, test)
+    labels = tuple(query.manifest.label_names[code] for code in np.unique(query_codes).tolist())
     test_names = [test.manifest.label_names[code] for code in np.unique(test_codes).tolist()]
-    query_classes, test_classes = _classes(query, query_codes, names), _classes(test, test_codes, names)
+    query_classes, test_classes = _classes(query, query_codes, labels), _classes(test, test_codes, labels)
     is_known = test_classes >= 0
     if len(np.unique(test_classes[is_known])) < 2:
         raise ConfigError(
-            f"{TEST_KEY}: {shown(test.url)} has the labels {some(test_names)}, {QUERY_KEY} has {some(names)}; expected "
-            "at least two in common"
+            f"{test_key}: {shown(test.url)} has the labels {some(test_names)}, {query_key} has {some(labels)}; "
+            "expected at least two in common"
         )
     notices = [
         f"{key}: {len(dataset) - len(ids):,} of {len(dataset):,} samples have no label and are left out"
-        for key, dataset, ids in ((QUERY_KEY, query, query_ids), (TEST_KEY, test, test_ids))
+        for key, dataset, ids in ((query_key, query, query_ids), (test_key, test, test_ids))
         if len(ids) < len(dataset)
     ]
     if not is_known.all():
-        strange = [name for name in test_names if name not in names]
+        strange = [name for name in test_names if name not in labels]
         notices.append(
-            f"{TEST_KEY}: {(~is_known).sum():,} samples are left out: no query sample has their labels {some(strange)}"
+            f"{test_key}: {(~is_known).sum():,} samples are left out: no sample of {query_key} has their labels "
+            f"{some(strange)}"
         )
     task = Task(
         Labelled(query, query_ids, torch.from_numpy(query_classes)),
         Labelled(test, test_ids[is_known], torch.from_numpy(test_classes[is_known])),
-        names,
+        labels,
     )
     return task, notices
 

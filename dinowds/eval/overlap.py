@@ -24,23 +24,24 @@ class Overlap:
     num_slides: int
     """Of all labelled samples."""
     keys: list[str]
-    """Of samples; looked for where slides are unknown."""
+    """Of samples with the same payload; looked for where slides are unknown, or where it was asked for."""
     num_samples: int
     """All labelled ones, without repeats."""
 
     def describe(self) -> str:
         """Part of a sentence; '' for nothing."""
-        if self.slides:
-            return f"{len(self.slides):,} of its {self.num_slides:,} slides ({some(self.slides)})"
-        return f"{len(self.keys):,} of its {self.num_samples:,} samples ({some(self.keys)})" if self.keys else ""
+        slides = f"{len(self.slides):,} of its {self.num_slides:,} slides ({some(self.slides)})"
+        samples = f"{len(self.keys):,} of its {self.num_samples:,} samples ({some(self.keys)})"
+        found = [text for text, parts in ((slides, self.slides), (samples, self.keys)) if parts]
+        return " and ".join(found)
 
 
-def find_overlap(labelled: Labelled, other: Dataset) -> Overlap:
+def find_overlap(labelled: Labelled, other: Dataset, with_payloads: bool = False) -> Overlap:
     """Slides that have samples both among `labelled` and among the selected ones of `other`.
 
     Slides are compared by name, whatever their cohort: a dataset of labelled patches calls its cohort as it likes.
-    Where the slide of some sample is unknown, payloads are compared too, by their digests. Reads these columns of the
-    index.
+    Where the slide of some sample is unknown, or `with_payloads`, payloads are compared too, by their digests. Reads
+    these columns of the index.
     """
     own = [name for values in _of_labelled(labelled, "slide") for name in values.unique().to_pylist()]
     slides = set(own) - {None}
@@ -51,7 +52,7 @@ def find_overlap(labelled: Labelled, other: Dataset) -> Overlap:
         distinct = values.unique()
         found.update(distinct.filter(pc.is_in(distinct, wanted)).to_pylist())
         is_unknown |= distinct.null_count > 0
-    keys, num_samples = _same_payloads(labelled, other) if is_unknown else ([], len(labelled.ids))
+    keys, num_samples = _same_payloads(labelled, other) if is_unknown or with_payloads else ([], len(labelled.ids))
     return Overlap(sorted(found), len(slides), keys, num_samples)
 
 

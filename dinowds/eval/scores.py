@@ -6,6 +6,26 @@ import torch
 from torch import Tensor
 
 
+def figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """`accuracy`, `balanced_accuracy` and `auroc`. The class with the highest score is the predicted one.
+
+    Args:
+        scores: float [M, C].
+        labels: int64 [M], 0 … C − 1.
+    """
+    predicted = scores.argmax(1)
+    return {
+        "accuracy": accuracy(predicted, labels),
+        "balanced_accuracy": balanced_accuracy(predicted, labels),
+        "auroc": auroc(scores, labels),
+    }
+
+
+def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """int64 [C, C]: how often samples of the row's class are predicted to be of the column's."""
+    return (labels * num_classes + predicted).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of int64 [M] that is predicted right, 0 to 1."""
     return float((predicted == labels).double().mean())

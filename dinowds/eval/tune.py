@@ -16,7 +16,7 @@ from dinowds.config import PatchConfig, RegionConfig, RunConfig
 from dinowds.data.dataset import Dataset
 from dinowds.errors import ConfigError, DatasetError, StorageError, TrainingError
 from dinowds.eval import knn, scores
-from dinowds.eval.extract import Extractor, Features, gather
+from dinowds.eval.extract import Extractor, Features, Inputs, gather
 from dinowds.eval.labelled import QUERY_KEY, TEST_KEY, Task, match_labels
 from dinowds.eval.overlap import find_overlap
 from dinowds.eval.stopping import FIGURES, Best
@@ -58,7 +58,7 @@ def evaluation_of(config: RunConfig, data: Path | str, notice: Notice) -> Tune |
     check_kind(training, config)
     datasets = {key: _open(key, path, config) for key, path in ((QUERY_KEY, query), (TEST_KEY, test))}
     config = _with_shapes(config, training, datasets)
-    task, notices = match_labels(*datasets.values())
+    task, notices = match_labels(datasets[QUERY_KEY], datasets[TEST_KEY])
     notices += _check_overlap(task, training, config.tune.knn.overlap)
     notice = notice if world.rank == 0 else _say_nothing
     for text in notices:
@@ -126,7 +126,7 @@ class Tune:
     def __init__(self, config: RunConfig, task: Task, world: World, notice: Notice) -> None:
         """`config`: with `student.input_dim` resolved."""
         self._config, self._task, self._world, self._notice = config, task, world, notice
-        self._extract = Extractor(config, world)
+        self._extract = Extractor(Inputs.of_run(config), world)
         self._best = Best(config.tune.early_stopping)
 
     def is_due(self, step: int, steps_per_epoch: int, is_last: bool) -> bool:
@@ -164,13 +164,7 @@ class Tune:
         """The same on all ranks."""
         budget = self._config.data.max_bad_samples
         for key, features in ((QUERY_KEY, query), (TEST_KEY, test)):
-            num_bad = int((~features.is_good).sum())
-            text = f"{key}: {num_bad:,} of {len(features.is_good):,} samples could not be read"
-            if num_bad > budget or num_bad == len(features.is_good):
-                raise DatasetError(
-                    f"{text}, data.max_bad_samples is {budget}; check them with 'dinowds inspect --verify', or raise it"
-                )
-            if num_bad:
+            if text := features.missing(key, budget, "data.max_bad_samples"):
                 self._notice(f"{text} and are left out at step {step}")
             if not all(vectors[features.is_good].isfinite().all() for vectors in features.vectors):
                 raise TrainingError(f"{key}: the models give features at step {step} that are not finite")
@@ -184,9 +178,7 @@ class Tune:
         figures: dict[str, float] = {}
         for name, reference, vectors in zip(("teacher", "student"), query.vectors, test.vectors, strict=True):
             shares = self._shares(reference[query.is_good], classes, vectors[test.is_good])
-            figures |= {
-                f"knn/{name}/{figure}": value for figure, value in classification_figures(shares, labels).items()
-            }
+            figures |= {f"knn/{name}/{figure}": value for figure, value in scores.figures(shares, labels).items()}
         figures["knn/teacher/rank_me"] = rank_me(test.vectors[0][test.is_good])
         return dist.on_rank_0(lambda: figures)
 
@@ -205,16 +197,6 @@ class Tune:
                 asked.temperature,
             )
         return gather(own, orders)
-
-
-def classification_figures(shares: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of shares of votes, float [M, C], and int64 [M]: `accuracy`, `balanced_accuracy` and `auroc`."""
-    predicted = shares.argmax(1)
-    return {
-        "accuracy": scores.accuracy(predicted, labels),
-        "balanced_accuracy": scores.balanced_accuracy(predicted, labels),
-        "auroc": scores.auroc(shares, labels),
-    }
 
 
 @contextmanager

@@ -23,11 +23,11 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 State = dict[str, Any]
 """`format_version`, `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `step` (optimizer steps done),
-`epoch` (epochs done), `bad_samples` (replaced so far), `config` (nested dict), `dataset` (sha256 of the index), and
-`about`, plain JSON values for whoever uses the weights, which older checkpoints lack: `architecture` {`kind`,
-`embed_dim`, `depth`, `num_heads`, `in_dim`, `patch_size`, `grid`, `pos_interpolation`} as in `model.architecture`,
-`mean` and `std` [3] of images (null for regions), `dataset` {`name`, `samples`, `cohorts` {name: samples},
-`metadata`}. Loads with `weights_only=True`."""
+`epoch` (epochs done), `bad_samples` (replaced so far), `config` (nested dict), `dataset` (sha256 of the index), and two
+that older checkpoints lack: `data`, where the dataset lies (`Dataset.location`), and `about`, plain JSON values for
+whoever uses the weights: `architecture` {`kind`, `embed_dim`, `depth`, `num_heads`, `in_dim`, `patch_size`, `grid`,
+`pos_interpolation`} as in `model.architecture`, `mean` and `std` [3] of images (null for regions), `dataset` {`name`,
+`samples`, `cohorts` {name: samples}, `metadata`}. Loads with `weights_only=True`."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -132,15 +132,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
 
 
-def load_checkpoint(path: Path) -> State:
+def load_checkpoint(path: Path, is_mapped: bool = False) -> State:
     """Read one checkpoint to CPU memory.
+
+    `is_mapped`: its tensors are read as they are used, for who wants little of it.
 
     Raises:
         CheckpointError: missing, damaged, or not of dinowds.
         OSError: the file system failed; the file may be whole.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except MemoryError:

@@ -21,6 +21,7 @@ from dinowds.model.head import BOTTLENECK_DIM, HIDDEN_DIM
 GRADIENT_NORM = "gradient_norm/"
 """What the names of gradient norms begin with; `gradient_norm/all` is that of all gradients together."""
 
+_FLOOR = 1e-6
 _TINY = 1e-12
 """Keeps a quotient of norms finite."""
 
@@ -81,7 +82,7 @@ def output_figures(sums: Tensor, num_outputs: int, centre: Tensor) -> dict[str, 
     mean_output, choices, moments = Sums.of(sums, len(centre))
     entropy = torch.special.entr(mean_output / num_outputs).sum()
     first, second = (moments / num_outputs).unbind(1)
-    spread = (second - first.square()).clamp_min(0).sqrt().mean(-1) * math.sqrt(moments.shape[-1])
+    spread = _spread(first, second)
     return {
         "output_entropy": entropy,
         "output_perplexity": entropy.exp(),
@@ -90,6 +91,17 @@ def output_figures(sums: Tensor, num_outputs: int, centre: Tensor) -> dict[str, 
         "teacher_std": spread[1],
         "centre_norm": torch.linalg.vector_norm(centre),
     }
+
+
+def feature_std(features: Tensor) -> float:
+    """As `teacher_std` of `output_figures`, of features [N, D] at hand. Waits for the device."""
+    first, second = (moment / len(features) for moment in _moments(features[None]))
+    return float(_spread(first, second))
+
+
+def _spread(first: Tensor, second: Tensor) -> Tensor:
+    """From the mean of unit features, [..., D], and of their squares."""
+    return (second - first.square()).clamp_min(0).sqrt().mean(-1) * math.sqrt(first.shape[-1])
 
 
 def loss_figures(loss: float, teacher_entropy: float, num_prototypes: int) -> dict[str, float]:
@@ -162,6 +174,30 @@ def rank_me(features: Tensor) -> float:
     values = torch.linalg.eigvalsh(exact.mT @ exact).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(_TINY)
     return float(torch.special.entr(shares).sum().exp())
+
+
+@torch.no_grad()
+def alpha_req(features: Tensor) -> float:
+    """The exponent α of the decay of the covariance's eigenvalues, λ_i ∝ i^(−α) (Agrawal et al. 2022). Near 1 where
+    representations are good; larger where few dimensions have all the variance, smaller where noise has a share of it.
+
+    A line through log λ_i over log i by least squares, where i weighs 1/i, so that each octave counts alike (as
+    Stringer et al. 2019 fit it); of the eigenvalues above 1e-6 of the largest, what is below being rounding. NaN where
+    they are fewer than two. Waits for the device.
+
+    Args:
+        features: [N, D], as they are; N ≫ D.
+    """
+    centred = features.double() - features.double().mean(0)
+    values = torch.linalg.eigvalsh(centred.mT @ centred).flip(0)
+    values = values[values > _FLOOR * values[0]]
+    if len(values) < 2:
+        return math.nan
+    places = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
+    weights = 1 / (places * (1 / places).sum())
+    x, y = places.log(), values.log()
+    x = x - (weights * x).sum()
+    return float(-(weights * x * y).sum() / (weights * x.square()).sum())
 
 
 def step_flops(architecture: Architecture, config: RunConfig, num_prototypes: int) -> float:

@@ -34,7 +34,7 @@ def _check_config(folder: Path, config: RunConfig) -> None:
     """Refuse to go on from checkpoints of another configuration."""
     if not list_checkpoints(folder / CHECKPOINTS_NAME):
         return
-    saved = _read(folder / CONFIG_NAME)
+    saved = read_saved(folder / CONFIG_NAME)
     if (kind := kind_of(saved)) != config.kind:
         raise ConfigError(f"{folder}: is a run of 'dinowds train {COMMANDS[kind]}'; use that, or give another --out")
     if changed := differences(saved, config):
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> RunConfig:
         raise ConfigError(
             f"{folder}: has no {CONFIG_NAME}, so it is no run's folder; give the --out of 'dinowds train'"
         )
-    return load_config(path, (), kind_of(_read(path)))
+    return load_config(path, (), kind_of(read_saved(path)))
 
 
 def is_at_work(folder: Path) -> bool | None:
@@ -94,7 +94,8 @@ def _lock(stack: ExitStack, path: Path) -> None:
         stack.enter_context(lock_file(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_saved(path: Path) -> dict[str, Any]:
+    """A run's `config.yaml` as it is; {} of one that is no mapping. Raises ConfigError where it cannot be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

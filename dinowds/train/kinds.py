@@ -20,7 +20,7 @@ from dinowds.data.blocks import Blocks
 from dinowds.data.dataset import Dataset
 from dinowds.data.grids import decode_grid
 from dinowds.data.source import PlanSource
-from dinowds.data.store.cache import CacheOptions
+from dinowds.data.store.cache import DEFAULT_CACHE, CacheOptions
 from dinowds.data.store.store import open_store
 from dinowds.errors import ConfigError, DatasetError, SampleError
 from dinowds.model.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
@@ -140,7 +140,7 @@ def resolve_kind(config: RunConfig, dataset: Dataset, device: torch.device, cach
     if isinstance(config, PatchConfig):
         return replace(config, crops=replace(config.crops, renderer=resolve_renderer(config.crops.renderer, device)))
     assert isinstance(config, RegionConfig)
-    asked, found = config.student.input_dim, _channels(dataset, cache)
+    asked, found = config.student.input_dim, cell_features(dataset, cache)
     if asked not in (None, found):
         raise ConfigError(
             f"student.input_dim is {asked}, but cells of {shown(dataset.url)} have {found} features; leave it out, or "
@@ -149,8 +149,8 @@ def resolve_kind(config: RunConfig, dataset: Dataset, device: torch.device, cach
     return replace(config, student=replace(config.student, input_dim=found))
 
 
-def _channels(dataset: Dataset, cache: CacheOptions) -> int:
-    """Features of a cell of the first region that can be read."""
+def cell_features(dataset: Dataset, cache: CacheOptions = DEFAULT_CACHE) -> int:
+    """Of the first region that can be read. Raises DatasetError where there is none."""
     store, why = open_store(dataset, cache=cache), "it is empty"
     for sample in dataset.samples(dataset.selection.ids(np.arange(min(_LOOKED_AT, len(dataset))))):
         try:

@@ -309,6 +309,7 @@ class _Run:
             "ended": self.ended,
             "config": to_dict(self.config),
             "dataset": self.dataset.fingerprint,
+            "data": self.dataset.location,
             "about": self._about(),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import signal
@@ -15,16 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from dinowds.cli import inspect_crops
 from PIL import Image
 
-from dinowds.config import CropsConfig, GlobalCropsConfig, LocalCropsConfig
-from dinowds.crops import cpu
-from dinowds.crops.recipe import patch_recipe, sample_batch
-from dinowds.crops.reduction import best_reduction
-from dinowds.crops.sheet import mean_difference
+from dinowds.crops.examples import good_samples
 from dinowds.data.dataset import Dataset
-from dinowds.data.decode import decode_image, decode_reduced
 from tests.cli.conftest import Call
 from tests.servers import http_server
 from tests.support import dinowds_command
@@ -185,7 +178,7 @@ def damage(folder: Path, keys: list[str] | None = None) -> None:
 
 def drawn_keys(location: object, count: int, seed: int) -> list[str]:
     dataset = Dataset.open(str(location))
-    return [sample.key for sample, *_ in inspect_crops._good_samples(dataset, count, seed, verify=True)]
+    return [sample.key for sample, *_ in good_samples(dataset, count, seed, True, lambda _: None)]
 
 
 def test_crops__draws_a_picture(call: Call, dataset_path: Path, tmp_path: Path) -> None:
@@ -245,38 +238,6 @@ def test_crops__of_a_configuration_file(call: Call, dataset_path: Path, tmp_path
         assert call(dataset_path, "--crops", 1, "--out", tmp_path / "other.png", *options)[0] == 0
         with Image.open(tmp_path / "other.png") as other:
             assert np.array_equal(np.asarray(one), np.asarray(other))
-
-
-def test_crops__are_those_of_a_training_run(dataset_path: Path) -> None:
-    recipe = patch_recipe(CropsConfig(local=LocalCropsConfig(count=2)))
-    dataset = Dataset.open(dataset_path)
-    for sheet_sample in inspect_crops._samples(dataset, 4, ["pil"], recipe, 5, True):
-        [sample] = [sample for sample in dataset if sample.key == sheet_sample.name]
-        height, width = sheet_sample.image.shape[:2]
-        expected = sample_batch(5, [0], [sample.id], recipe, [height], [width])[0]
-        assert np.array_equal(sheet_sample.records, expected)
-        assert [view.shape for view in sheet_sample.renderings[0].views] == 2 * [(3, 224, 224)] + 2 * [(3, 96, 96)]
-
-
-def test_crops__are_made_of_a_reduced_image_where_training_does() -> None:
-    crops = CropsConfig(
-        global_=GlobalCropsConfig(size=32), local=LocalCropsConfig(count=1, size=16, scale=[0.3, 0.4]), jitter=0.0
-    )
-    few = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(few).resize((512, 512), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
-    image = decode_image(file.getvalue())
-    views = sample_batch(0, [0], [0], patch_recipe(crops), [512], [512])[0]
-    [found] = inspect_crops._renderings(["cpu"], file.getvalue(), image, views)
-    reduced, reduction = decode_reduced(file.getvalue(), int(best_reduction(views)))
-    assert reduction > 1
-    expected = [np.empty_like(view) for view in found.views]
-    cpu.render(reduced, views, expected, reduction)
-    assert all(np.array_equal(view, other) for view, other in zip(found.views, expected, strict=True))
-    of_all = inspect_crops._renderings(["pil", "cpu"], file.getvalue(), image, views)
-    assert mean_difference(of_all[0].views, of_all[1].views) < 1
-    assert of_all[0].label == "pil  ·  reference"
-    assert of_all[1].label.startswith("cpu  ·  mean difference from pil 0.")
 
 
 def test_crops__samples_are_spread_and_of_the_subset(call_dinowds: Call, dataset_path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinowds.model.architecture import Architecture, Size
+from dinowds.model.architecture import Architecture, Size, describe_architecture
 from dinowds.model.vit import build_backbone
 from dinowds.shard.build import ShardOptions, build_dataset
 
@@ -19,29 +19,19 @@ TINY = Architecture("image", Size(16, 1, 2), 3, 8, 4)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def write_weights(path: Path, seed: int = 0, scale: float = 1.0) -> Path:
-    """A checkpoint of a ViT of depth 1 for 32 px images; teacher and student differ. `scale`: of all features."""
+def write_weights(path: Path, seed: int = 0, scale: float = 1.0, of: Architecture = TINY) -> Path:
+    """A checkpoint, of a ViT of depth 1 for 32 px images; teacher and student differ. `scale`: of all features."""
     models = {}
     for number, which in enumerate(("teacher", "student")):
         torch.manual_seed(2 * seed + number)
-        state = build_backbone(TINY).state_dict()
+        state = build_backbone(of).state_dict()
         for name, value in state.items():  # DINO's initialisation is so small that features would hardly differ
             if name.endswith("weight") and value.ndim > 1:
                 state[name] = torch.randn_like(value) * value[0].numel() ** -0.5
         state["norm.weight"] = state["norm.weight"] * scale
         models[which] = {f"backbone.{name}": value for name, value in state.items()}
-    architecture = {
-        "kind": "image",
-        "embed_dim": TINY.size.embed_dim,
-        "depth": TINY.size.depth,
-        "num_heads": TINY.size.num_heads,
-        "in_dim": TINY.in_dim,
-        "patch_size": TINY.patch_size,
-        "grid": TINY.grid,
-        "pos_interpolation": TINY.pos_interpolation,
-    }
     dataset = {"name": "tiny", "samples": 1, "cohorts": {"a": 1}, "metadata": {}}
-    about = {"architecture": architecture, "mean": list(MEAN), "std": list(STD), "dataset": dataset}
+    about = {"architecture": describe_architecture(of), "mean": list(MEAN), "std": list(STD), "dataset": dataset}
     torch.save({"format_version": 1, "about": about, **models}, path)
     return path
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from dinowds.config import RunConfig, load_config
 from dinowds.eval.tune import Tune, evaluation_of
+from dinowds.model.architecture import Architecture, describe_architecture
 from dinowds.model.dino import DinoModel
+from dinowds.model.vit import ImageViT, build_backbone
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.shard.choice import Choice
 from dinowds.train.learner import initial_models
@@ -56,12 +58,12 @@ def make_labelled(
 
 
 def make_labelled_regions(
-    folder: Path, labels: Mapping[str, str], sides: tuple[int, ...] = (6, 5), channels: int = 8
+    folder: Path, labels: Mapping[str, str], sides: tuple[int, ...] = (6, 5), channels: int = 8, seed: int = 0
 ) -> Path:
     """A dataset of two regions of each side of each slide, whose cells are about a vector of their label."""
     (folder / "source").mkdir(parents=True)
     for number, (slide, label) in enumerate(labels.items()):
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(seed + number)
         middle = torch.randn(channels, generator=torch.Generator().manual_seed(len(label)))
         for place in range(2 * len(sides)):
             side = sides[place % len(sides)]
@@ -103,3 +105,27 @@ def models_of(config: RunConfig) -> tuple[DinoModel, DinoModel]:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     return student, teacher
+
+
+def shaken_backbone(architecture: Architecture, amount: float = 0.3, seed: int = 0) -> ImageViT:
+    """In evaluation mode, far from its initial zeros and ones: attention is uneven."""
+    torch.manual_seed(seed)
+    backbone = build_backbone(architecture, initial_scale=1.0)
+    backbone.eval().requires_grad_(False)
+    for parameter in backbone.parameters():
+        parameter.add_(amount * torch.randn_like(parameter))
+    return backbone
+
+
+def write_backbone(path: Path, architecture: Architecture, metadata: Mapping[str, object] | None = None) -> Path:
+    """A checkpoint whose teacher is `shaken_backbone` and whose student is another one."""
+    models = {
+        which: {
+            f"backbone.{name}": value for name, value in shaken_backbone(architecture, seed=seed).state_dict().items()
+        }
+        for seed, which in enumerate(("teacher", "student"))
+    }
+    dataset = {"name": "tiny", "samples": 1, "cohorts": {"a": 1}, "metadata": dict(metadata or {})}
+    about = {"architecture": describe_architecture(architecture), "dataset": dataset}
+    torch.save({"format_version": 1, "about": about, **models}, path)
+    return path

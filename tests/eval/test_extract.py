@@ -13,7 +13,7 @@ from dinowds.data.grids import decode_grid
 from dinowds.data.store.store import open_store
 from dinowds.embed.features import backbone_features
 from dinowds.embed.patches.stream import fit
-from dinowds.eval.extract import Extractor, deal
+from dinowds.eval.extract import Extractor, Inputs, deal
 from dinowds.eval.labelled import Labelled, match_labels
 from dinowds.world import World
 from tests.eval.support import config_for, make_labelled, make_labelled_regions, models_of, region_config_for
@@ -51,7 +51,7 @@ def test_extractor__gives_the_features_of_resized_images(tmp_path: Path, num_wor
     labelled = labelled_of(make_labelled(tmp_path / "data", SLIDES))
     config = config_for("", "", f"speed.num_workers={num_workers}")
     models = [model.eval() for model in models_of(config)]
-    features = Extractor(config, World())([model.backbone for model in models], labelled)
+    features = Extractor(Inputs.of_run(config), World())([model.backbone for model in models], labelled)
     store = open_store(labelled.dataset)
     samples = [fit(decode_image(store.read(sample)), 24) for sample in labelled.dataset.samples(labelled.ids)]
     assert features.is_good.all()
@@ -63,7 +63,7 @@ def test_extractor__gives_the_features_of_resized_images(tmp_path: Path, num_wor
 def test_extractor__of_regions_of_several_sizes(tmp_path: Path) -> None:
     labelled = labelled_of(make_labelled_regions(tmp_path / "data", {"a": "fat", "b": "gland"}))
     config = region_config_for("", "", "student.input_dim=8")
-    (student, _), extract = models_of(config), Extractor(config, World())
+    (student, _), extract = models_of(config), Extractor(Inputs.of_run(config), World())
     assert {side for side, _, _ in extract.groups(labelled)} == {5, 6}
     (vectors,), is_good = extract([student.eval().backbone], labelled)
     assert is_good.all()
@@ -77,12 +77,12 @@ def test_extractor__what_cannot_be_read_is_marked_and_moves_nothing(tmp_path: Pa
     labelled = labelled_of(make_labelled(tmp_path / "data", SLIDES))
     config = config_for("", "", "tune.knn.batch_size_per_gpu=4")
     backbones = [models_of(config)[0].eval().backbone]
-    whole = Extractor(config, World())(backbones, labelled)
+    whole = Extractor(Inputs.of_run(config), World())(backbones, labelled)
     bad = [0, 4, 5, 6, 7, 17]  # among them a whole portion
     for sample in labelled.dataset.samples(labelled.ids[bad]):
         with Path(labelled.dataset.shard_url(sample.shard)).open("r+b") as file:
             file.seek(sample.offset + 40)
             file.write(b"broken")
-    features = Extractor(config, World())(backbones, labelled)
+    features = Extractor(Inputs.of_run(config), World())(backbones, labelled)
     assert np.flatnonzero(~features.is_good.numpy()).tolist() == bad
     torch.testing.assert_close(features.vectors[0][features.is_good], whole.vectors[0][features.is_good])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dinowds.eval import knn
-from dinowds.eval.knn import knn_accuracy, knn_predict, knn_shares
+from dinowds.eval.knn import knn_accuracy, knn_predict, knn_shares, shares_by_k
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 500])
@@ -59,3 +59,10 @@ def test_knn_accuracy__of_itself_and_of_noise() -> None:
     assert knn_accuracy(features, labels, torch.randn(2000, 16), torch.randint(0, 4, (2000,))) == pytest.approx(
         0.25, abs=0.05
     )
+
+
+def test_shares_by_k__are_those_of_each_k() -> None:
+    torch.manual_seed(0)
+    train, test, labels, ks = torch.randn(40, 8), torch.randn(15, 8), torch.randint(0, 3, (40,)), [20, 1, 100]
+    for k, found in zip(ks, shares_by_k(train, labels, test, 3, ks, 0.1), strict=True):
+        torch.testing.assert_close(found, knn_shares(train, labels, test, 3, k, 0.1))

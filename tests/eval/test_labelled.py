@@ -42,7 +42,8 @@ def test_match_labels__what_no_query_sample_is_of_is_left_out_and_told(query: Da
     task, notices = match_labels(query, Dataset.open(make_labelled(tmp_path / "test", slides)))
     assert {slide for slide, _ in names_of(task)[1]} == {"t0", "t1"}
     assert notices[1] == (
-        "tune.knn.test_dataset_path: 12 samples are left out: no query sample has their labels 'bone', 'nerve'"
+        "tune.knn.test_dataset_path: 12 samples are left out: no sample of tune.knn.query_dataset_path has their "
+        "labels 'bone', 'nerve'"
     )
 
 

@@ -14,6 +14,8 @@ from dinowds.model.architecture import Architecture, Size
 from dinowds.model.dino import architecture_of, build_pair
 from dinowds.train.diagnostics import (
     NormGroups,
+    alpha_req,
+    feature_std,
     loss_figures,
     output_figures,
     output_sums,
@@ -206,3 +208,26 @@ def test_step_flops__as_torch_counts_them(grid: int, registers: int) -> None:
 )
 def test_peak_flops__of_devices_by_name(name: str, precision: str, tf32: bool, teraflops: float | None) -> None:
     assert peak_flops(name, precision, tf32) == (teraflops and pytest.approx(teraflops * 1e12))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_alpha_req__is_the_exponent_of_the_spectrum(alpha: float) -> None:
+    """Of centred columns that are orthogonal, with variances i^(−α); turned and moved, which changes nothing."""
+    torch.manual_seed(0)
+    noise = torch.randn(400, 30, dtype=torch.float64)
+    columns, _ = torch.linalg.qr(noise - noise.mean(0))
+    turn, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64))
+    features = columns * torch.arange(1, 31) ** (-alpha / 2) @ turn + 3
+    assert alpha_req(features) == pytest.approx(alpha, rel=1e-6)
+
+
+def test_alpha_req__of_rank_1_is_none() -> None:
+    assert math.isnan(alpha_req(torch.arange(20.0)[:, None] * torch.ones(1, 4)))
+
+
+def test_feature_std__is_that_of_a_run_s_figures() -> None:
+    features = torch.randn(2, 16, 8)
+    targets = torch.rand(2, 16, 4).softmax(-1)
+    figures = output_figures(output_sums(targets, features, 3 * features + 1), 32, torch.zeros(4))
+    assert feature_std(features.flatten(0, 1)) == pytest.approx(float(figures["student_std"]))
+    assert feature_std(3 * features.flatten(0, 1) + 1) == pytest.approx(float(figures["teacher_std"]))

@@ -26,6 +26,7 @@ NUMBERS = ("optional", "codec", "dictionary", "data", "compressed", "uncompresse
 """What is kept of a column chunk: whether it can hold nulls, how it is compressed, where its dictionary page (0: none)
 and its data begin in the file, and its bytes."""
 
+_NEVER_NULL = frozenset(field.name for field in SAMPLES_SCHEMA if not field.nullable)
 _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 4, "ZSTD": 6, "LZ4": 7, "LZ4_RAW": 7}
 _I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
 _UTF8 = 0
@@ -150,7 +151,7 @@ def read_rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Any:
 def _check_rows(rows: Any, columns: Sequence[str]) -> None:
     rows.validate(full=True)
     for name in columns:
-        if not SAMPLES_SCHEMA.field(name).nullable and rows[name].null_count:
+        if name in _NEVER_NULL and rows[name].null_count:
             raise ValueError(f"it has rows without {name!r}")
 
 

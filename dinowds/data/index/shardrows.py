@@ -96,6 +96,12 @@ class ShardRows:
         return self._records["slide"]
 
     @property
+    def digest(self) -> NDArray[np.uint8]:
+        """[rows, 16]: xxh3-128 of each payload."""
+        digests: NDArray[np.uint8] = self._records["digest"].copy().view(np.uint8).reshape(-1, 16)
+        return digests
+
+    @property
     def label(self) -> NDArray[np.int32]:
         """Positions in the manifest's label names; -1 for none."""
         return self._records["label"]

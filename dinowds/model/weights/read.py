@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ def read_weights(path: Path | str, which: Which = "teacher", *, pos_interpolatio
     file, content = _find_content(Path(path))
     config = read_config(found) if (found := find_config(file)) else None
     tensors = shapes.only_tensors(str(path), _choose_model(str(path), content, which))
-    return _match(
+    weights = _match(
         str(path), which, tensors, _find_facts(str(path), content, config, tensors), config, pos_interpolation
     )
+    step = content.values.get("step")
+    return replace(weights, step=step) if type(step) is int else weights
 
 
 def _match(

@@ -48,6 +48,8 @@ class Weights:
     """What the file says of its data: `name`, `samples`, `cohorts` {name: samples}, `metadata`, `mpp`; or nothing."""
     fingerprint: str
     """See `fingerprint_of`."""
+    step: int | None = None
+    """Optimizer steps done, where the file says so."""
 
 
 def fingerprint_of(backbone: Mapping[str, Tensor], architecture: Architecture, mean: Channels, std: Channels) -> str:

@@ -33,12 +33,23 @@ def is_blurred(sharpness: npt.NDArray[np.floating], minimum: float) -> npt.NDArr
 
 def find_duplicates(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """bool [N]: which of `digests`, uint8 [N, 16], equal an earlier one. Takes 8 bytes each and 40 for each double."""
+    rows, is_repeat = equal_digests(digests)
+    duplicates = np.zeros(len(digests), np.bool_)
+    duplicates[rows[is_repeat]] = True
+    return duplicates
+
+
+def equal_digests(digests: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Of `digests`, uint8 [N, 16], the rows of all that are there several times, int64 [n], and hardly any others.
+
+    Equal ones lie beside each other, in their order; bool [n] says which row equals the one before it.
+    """
     words = np.ascontiguousarray(digests).view(np.uint64)
     rows = np.flatnonzero(are_repeated(words[:, 0]))
     order = rows[np.lexsort((words[rows, 1], words[rows, 0]))]  # stable: equals stay in their order
-    duplicates = np.zeros(len(digests), np.bool_)
-    duplicates[order[1:]] = (words[order[1:]] == words[order[:-1]]).all(axis=1)
-    return duplicates
+    is_repeat = np.zeros(len(order), np.bool_)
+    is_repeat[1:] = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+    return order, is_repeat
 
 
 def over_cap(columns: Any, most: int, seed: int) -> npt.NDArray[np.bool_]:

@@ -268,17 +268,25 @@ def _read(descriptor: int, place: int, size: int, index: int, checks: Checks) ->
 
 def _decode(payload: bytes, info: ImageInfo, checks: Checks) -> kernels.Statistics:
     """Decode an image, at full size where all pixels are to be verified, and its statistics. Raises NotTaken."""
-    reduction = next(r for r in (8, 4, 2, 1) if r == 1 or min(info.width, info.height) // r >= STATISTICS_SIDE)
     try:
-        pixels, reduced = decode_reduced(
-            payload, 1 if checks.verify == "decode" or not checks.statistics else reduction
-        )
-        if checks.statistics and reduced != reduction and checks.verify == "decode":
-            pixels, reduced = decode_reduced(payload, reduction)
+        is_whole = checks.verify == "decode" or not checks.statistics
+        pixels = decode_reduced(payload, 1)[0] if is_whole else None
+        if not checks.statistics:
+            return _NO_IMAGE.statistics
+        if pixels is None or statistics_reduction(info.width, info.height) > 1:
+            pixels = decode_for_statistics(payload, info.width, info.height)
     except SampleError:
         raise NotTaken(DAMAGED) from None
-    if not checks.statistics:
-        return _NO_IMAGE.statistics
-    if reduced != reduction:
-        pixels = np.asarray(Image.fromarray(pixels).reduce(reduction // reduced))
     return kernels.statistics(pixels)
+
+
+def statistics_reduction(width: int, height: int) -> int:
+    """By how much an image of this size is reduced before statistics are made."""
+    return next(r for r in (8, 4, 2, 1) if r == 1 or min(width, height) // r >= STATISTICS_SIDE)
+
+
+def decode_for_statistics(payload: bytes, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Of an image of `width` × `height` px, the uint8 RGB [h, w, 3] that statistics are made of. Raises SampleError."""
+    reduction = statistics_reduction(width, height)
+    pixels, reduced = decode_reduced(payload, reduction)
+    return pixels if reduced == reduction else np.asarray(Image.fromarray(pixels).reduce(reduction // reduced))
