@@ -22,7 +22,7 @@ ELSEWHERE = {
 }
 """Page and a part of the block → where it runs, or why it cannot."""
 
-GIVEN = {
+GIVEN: dict[str, dict[str, Any]] = {
     "crops.md": {"image": np.zeros((256, 256, 3), np.uint8)},
     "attention.md": {"images": torch.zeros(2, 3, 32, 32)},
 }
