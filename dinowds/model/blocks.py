@@ -68,7 +68,7 @@ def class_attention(attention: Attention, x: Tensor, mask: Tensor | None = None)
     """
     of_queries, of_keys, of_values = attention.qkv.weight.unflatten(0, (3, attention.num_heads, -1)).unbind()
     query_bias, _, value_bias = attention.qkv.bias.chunk(3)
-    queries = F.linear(x[:, 0], of_queries.flatten(0, 1), query_bias).view(len(x), attention.num_heads, -1)
+    queries = F.linear(x[:, 0], of_queries.flatten(0, 1), query_bias).view(len(x), *of_queries.shape[:2])
     # The heads are rows of one attention over the tokens, of width D
     rows = torch.einsum("bhd,hdc->bhc", queries, of_keys)[:, None]
     tokens = x[:, None]
