@@ -31,7 +31,8 @@ from tests.embed.support import MEAN, STD, write_weights
 from tests.eval.support import make_labelled, make_labelled_regions
 
 REGION = Architecture("region", Size(16, 1, 2), 8, 1, 4)
-LABELS = ("fat", "gland", "stroma")
+LABELS = ("1", "2", "fat")
+"""The first two have one colour, so that figures are neither perfect nor those of chance."""
 TRAIN = {f"a{number}": LABELS[number % 3] for number in range(9)}
 TEST = {f"b{number}": LABELS[number % 3] for number in range(6)}
 
@@ -102,7 +103,7 @@ def check_figures(result: dict[str, Any], shares: np.ndarray, labels: np.ndarray
     assert result["accuracy"]["value"] == pytest.approx(accuracy_score(labels, predicted))
     assert result["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     area = roc_auc_score(labels, shares, multi_class="ovr", labels=names)
-    assert result["auroc"]["value"] == pytest.approx(area, abs=1e-3)
+    assert result["auroc"]["value"] == pytest.approx(area, abs=1e-6)
     assert result["confusion"] == confusion_matrix(labels, predicted, labels=names).tolist()
     for name in ("accuracy", "balanced_accuracy", "auroc"):
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
@@ -127,7 +128,7 @@ def test_evaluate_knn__equals_loops_and_scikit_learn(weights: Path, train: Path,
             centred = plain_knn(features - mean, labels, others - mean, names, k)
             check_figures(result_of(found, which, k=k, centred=True), centred, answers, names)
     assert {result.model for result in found.results} == {"teacher", "student", "random", "mean RGB", "raw pixels"}
-    assert result_of(found, "mean RGB", k=5, centred=False)["accuracy"]["value"] == 1  # the classes are colours
+    assert 0.4 < result_of(found, "mean RGB", k=5, centred=False)["accuracy"]["value"] < 1
     content = found.to_json()
     assert content["train"] == {"name": "dataset", "samples": 54, "slides": 9, "labels": dict.fromkeys(LABELS, 18)}
     assert content["test"]["slides"] == content["bootstrap"]["clusters"] == 6
@@ -143,7 +144,7 @@ def test_evaluate_linear__equals_scikit_learn(weights: Path, train: Path, test: 
         pytest.fail("give seeds that choose alike: the figures are of one C then")
     (features, labels), (others, answers) = (plain_features(weights, path) for path in (train, test))
     scaler = StandardScaler().fit(features)
-    model = LogisticRegression(C=strength, max_iter=10_000).fit(scaler.transform(features), labels)
+    model = LogisticRegression(C=strength, max_iter=10_000, tol=1e-8).fit(scaler.transform(features), labels)
     check_figures(result, model.predict_proba(scaler.transform(others)), answers, list(LABELS))
     assert [seed["seed"] for seed in result["seeds"]] == [0, 1]
 
@@ -181,12 +182,12 @@ def test_evaluate__numbers_as_labels_and_one_class_missing_in_test(weights: Path
 
 
 def test_evaluate__refuses_what_both_have_unless_it_is_meant(weights: Path, train: Path, tmp_path: Path) -> None:
-    other = make_labelled(tmp_path / "other", {"a1": "gland", "x": "fat"}, seed=3)
+    other = make_labelled(tmp_path / "other", {"a1": "2", "x": "fat"}, seed=300)
     with pytest.raises(ConfigError, match=r"--test: 1 of its 2 slides \('a1'\) are in --train too; give others, or"):
         evaluate_knn(str(train), str(other), options_for(weights))
     found = evaluate_knn(str(train), str(other), options_for(weights, allow_leakage=True))
     assert found.leakage == "1 of its 2 slides ('a1') are in the training data too"
-    again = make_labelled(tmp_path / "again", {"n0": "fat", "n1": "gland"})  # the images of a0 and a1, renamed
+    again = make_labelled(tmp_path / "again", {"n0": "1", "n1": "2"})  # the images of a0 and a1, renamed
     with pytest.raises(ConfigError, match=r"--test: 12 of its 12 samples \('n0/"):
         evaluate_linear(str(train), str(again), options_for(weights))
 
@@ -258,7 +259,10 @@ def test_evaluate__features_on_disk_are_as_good_as_images(
     found = evaluate_knn(*features, EvalOptions(resamples=20), [5], notice=notices.append).to_json()
     expected = evaluate_knn(str(train), str(test), options_for(weights), [5]).to_json()
     assert notices == ["no baselines are shown: they need images and weights, here are features alone"]
-    assert found["results"] == [result for result in expected["results"] if result["model"] == "teacher"]
+    teacher = [result for result in expected["results"] if result["model"] == "teacher"]
+    for result, other in zip(found["results"], teacher, strict=True):
+        assert [result[key] for key in ("settings", "confusion")] == [other[key] for key in ("settings", "confusion")]
+        assert result["auroc"]["value"] == pytest.approx(other["auroc"]["value"], abs=0.01)
     assert {key: found[key] for key in ("train", "test", "labels", "bootstrap")} == {
         key: expected[key] for key in ("train", "test", "labels", "bootstrap")
     }
