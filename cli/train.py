@@ -131,6 +131,8 @@ def _open_in_place(data: str, config: RunConfig, is_first: bool) -> tuple[str, R
 
 def run_rank(data: str, out: Path, config: RunConfig) -> None:
     """One rank, with the progress of rank 0 on stderr."""
+    from functools import partial
+
     from dinowds.eval.tune import evaluation_of
     from dinowds.train.loop import train
 
@@ -138,4 +140,4 @@ def run_rank(data: str, out: Path, config: RunConfig) -> None:
 
     observer = run_observer()
     with interruptible(), closing(observer):
-        train(data, out, config, observer, evaluation_of(config, data, observer.message))
+        train(data, out, config, observer, partial(evaluation_of, config, data, observer.message))

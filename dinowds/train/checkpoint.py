@@ -6,6 +6,7 @@ import errno
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -99,10 +100,11 @@ def save_checkpoint(folder: Path, state: State, keep: int, best: bool = False) -
     path = checkpoint_path(folder, state["step"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
+        first = folder / BEST_NAME if best else path
+        with atomic_write(first) as file:
             torch.save(state, file)
-        if best:
-            _also_name(path, folder / BEST_NAME)
+        if best:  # named so before: a run that goes on with it has it as its best
+            _also_name(first, path)
         older = [old for old in list_checkpoints(folder) if old.name < path.name]
         for old in older[max(0, keep - 1) :]:
             old.unlink()
@@ -132,14 +134,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
 
 
-def load_checkpoint(path: Path) -> State:
+def load_checkpoint(path: Path, verify: bool = False) -> State:
     """Read one checkpoint to CPU memory.
+
+    Args:
+        verify: read it twice, to compare its bytes with their checksums, which torch does not.
 
     Raises:
         CheckpointError: missing, damaged, or not of dinowds.
         OSError: the file system failed; the file may be whole.
     """
     try:
+        if verify and (part := zipfile.ZipFile(path).testzip()):
+            raise zipfile.BadZipFile(part)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -166,7 +173,7 @@ def find_latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     damaged: list[Path] = []
     for path in list_checkpoints(folder):
         try:
-            load_checkpoint(path)
+            load_checkpoint(path, verify=True)
         except CheckpointError as error:
             warn(f"{error}; falling back to the one before")
             damaged.append(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,6 +55,10 @@ from dinowds.train.step import StepSettings, train_step
 from dinowds.world import World
 
 
+def no_evaluation() -> None:
+    """For a run that nothing judges."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run leaves when it has done all its steps, or was ended early by an evaluation."""
@@ -70,7 +74,7 @@ def train(
     out: Path,
     config: RunConfig,
     observer: Observer | None = None,
-    evaluation: Evaluation | None = None,
+    evaluation: Callable[[], Evaluation | None] = no_evaluation,
 ) -> Outcome:
     """Pretrain in run folder `out`; goes on where an earlier call with the same arguments stopped.
 
@@ -79,18 +83,20 @@ def train(
     Which rank this is comes from the environment (`World.from_environment`). On SIGINT, SIGTERM or SIGUSR1 the step in
     hand is finished and saved.
 
+    Args:
+        evaluation: makes what judges the models meanwhile; called on every rank when all have met.
+
     Raises:
         StoppedBySignal: stopped early, everything saved.
         DinowdsError: bad input, in one line.
     """
     world = World.from_environment()
-    check_sinks(config)
-    device = choose_device(world)
     with ExitStack() as stack:
-        # First, so that a rank whose host cannot see the data ends them all.
-        stack.enter_context(dist.process_group(world, device))
+        # First, so that a rank whose host has not all that it needs ends them all.
+        device = stack.enter_context(dist.process_group(world, partial(choose_device, world)))
+        check_sinks(config)
         stack.enter_context(numerics(device, config.speed.tf32, config.train.deterministic))
-        run = _prepare(data, out, config, world, device, evaluation)
+        run = _prepare(data, out, config, world, device, evaluation())
         dist.on_rank_0(lambda: check_cap(run.dataset, run.plan))
         dist.on_rank_0(lambda: run.maker.check(run.dataset))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, run.config)))
@@ -272,14 +278,16 @@ class _Run:
             recorder.record(self.step, metrics, values, item.batch, item.waited)
             verdict = self._evaluate(recorder)
             self.ended = verdict.stop
-            is_over = self.step == self.end_step or recorder.stopping or verdict.stop is not None
-            if self._due() or is_over or verdict.is_best:
-                recorder.flush()
+            is_over = self.step == self.end_step or verdict.stop is not None
+            is_due = is_over or verdict.is_best or self._due()
+            ends_epoch = self.step % self.steps_per_epoch == 0
+            if is_due or ends_epoch or recorder.stopping:
+                recorder.flush()  # which may tell that some rank was asked to stop
+            if is_due or recorder.stopping:
                 self.num_bad = recorder.num_bad
                 state = self._state()
                 dist.on_rank_0(partial(self.writer.save, state, verdict.is_best))
-            if self.step % self.steps_per_epoch == 0:
-                recorder.flush()
+            if ends_epoch:
                 recorder.end_epoch(self.step)
             if is_over or recorder.stopping:
                 return

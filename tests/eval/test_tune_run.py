@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dinowds.train.loop import train
+from dinowds.train.loop import no_evaluation, train
 from tests.eval.support import config_for, make_labelled, tune_of
 
 
@@ -18,7 +18,8 @@ def test_train__with_an_evaluation_gives_the_same_weights(tmp_path: Path) -> Non
     # 2 steps an epoch
     config = config_for(query, test, "tune.tune_every=2", "tune.tune_every_steps=3", "optim.max_steps=5")
     tune, _ = tune_of(config, data)
-    plain, evaluated = (train(data, tmp_path / name, config, None, each) for name, each in (("a", None), ("b", tune)))
+    ways = {"a": no_evaluation, "b": lambda: tune}
+    plain, evaluated = (train(data, tmp_path / name, config, None, make) for name, make in ways.items())
     for model, other in ((plain.student, evaluated.student), (plain.teacher, evaluated.teacher)):
         for name, value in model.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
