@@ -75,10 +75,7 @@ def _rules(config: RunConfig) -> list[_Rule]:
     }
     return [
         *_at_least_one(at_least_one),
-        *(
-            (key, value, value >= 0, "0 or more")
-            for key, value in not_negative.items()
-        ),
+        *((key, value, value >= 0, "0 or more") for key, value in not_negative.items()),
         _one_of("student.pos_interpolation", student.pos_interpolation, "timm", "size", "dino"),
         _one_of("optim.lr_scheduler.name", optim.lr_scheduler.name, "cosine"),
         _one_of("speed.precision", speed.precision, "auto", "bf16", "fp16", "fp32"),

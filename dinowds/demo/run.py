@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _train_patches(out: Path, config: PatchConfig, observer: Observer) -> Score:
     accuracies = {"raw pixels": task.accuracy(raw_pixels), "untrained ViT": task.accuracy_of(untrained.backbone)}
     _tell(accuracies, observer)
     observer.message(f"$ dinowds train patch --data {out}/train --out {out}/run --config configs/demo.yaml")
-    outcome = train(out / "train", out / "run", config, observer, task.live(PATCH_KNN_EVERY, stride=3))
+    outcome = train(out / "train", out / "run", config, observer, partial(task.live, PATCH_KNN_EVERY, stride=3))
     return _score(task, accuracies, outcome, out / "run", config)
 
 
@@ -87,7 +88,7 @@ def _train_regions(out: Path, config: RegionConfig, observer: Observer) -> Score
     _tell(accuracies, observer)
     run = out / "region-run"
     observer.message(f"$ dinowds train region --data {out}/regions-train --out {run} --config configs/demo_region.yaml")
-    outcome = train(out / "regions-train", run, config, observer, task.live(REGION_KNN_EVERY, stride=1))
+    outcome = train(out / "regions-train", run, config, observer, partial(task.live, REGION_KNN_EVERY, stride=1))
     return _score(task, accuracies, outcome, run, config)
 
 

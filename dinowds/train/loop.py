@@ -36,6 +36,7 @@ from dinowds.train.devices import (
     autocast_dtype,
     choose_device,
     choose_num_workers,
+    memory_explained,
     micro_batch_size,
     numerics,
     resolve_precision,
@@ -104,8 +105,9 @@ def train(
         if world.rank == 0:
             run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
-        run.start()
-        return run.execute(stop)
+        with memory_explained(run.config):
+            run.start()
+            return run.execute(stop)
 
 
 def _prepare(
@@ -184,9 +186,11 @@ class _Run:
         try:
             load_learner_state(self.learner, state)
             self.step, self.num_bad = int(state["step"]), int(state["bad_samples"])
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not fit this model ({type(error).__name__})") from None
-        if self.config.tune.early_stopping.enable:
+        if state["config"]["tune"] == to_dict(self.config)["tune"]:  # else it is judged anew
             self.ended = state.get("ended")
         if self.evaluation:
             self.evaluation.load_state_dict(state.get("evaluation") or {})
@@ -195,7 +199,8 @@ class _Run:
     def execute(self, stop: StopRequest) -> Outcome:
         """All steps that are left."""
         if self.ended or self.step >= self.end_step:
-            self.observer.message(self.ended or f"nothing left to do: {self.step} of {self.end_step} steps are done")
+            ended = self.ended and f"{self.ended}; with other values of tune.early_stopping it would go on"
+            self.observer.message(ended or f"nothing left to do: {self.step} of {self.end_step} steps are done")
             return self._outcome()
         self.observer.message(self._summary())
         with ExitStack() as stack:
@@ -216,7 +221,7 @@ class _Run:
         journals: list[Journal] = []
 
         def open_journal() -> None:
-            sinks = open_sinks(self.out, self.config, self.step)
+            sinks = open_sinks(self.out, self.config, self.step, self.observer.message)
             journals.append(stack.enter_context(closing(Journal(self.out, self.step, sinks, self.observer.message))))
 
         dist.on_rank_0(open_journal)
