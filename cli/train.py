@@ -100,7 +100,7 @@ def _train(
     world = World.from_environment()
     if nproc > 1 and world.size > 1:
         print_error(
-            f"--nproc {nproc} starts ranks, but this is one of {world.size} already (torchrun's or srun's environment); "
+            f"--nproc {nproc} starts ranks, but this is one of {world.size} already (as torchrun or srun says); "
             "leave --nproc out, or start a single task"
         )
         raise typer.Exit(2)

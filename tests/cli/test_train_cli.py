@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-
 from dinowds.cli.train import patch
+
 from dinowds.data.dataset import Dataset
 from dinowds.errors import Interrupted
 from tests.reference_root import make_root
