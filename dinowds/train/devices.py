@@ -106,7 +106,7 @@ def memory_explained(config: RunConfig) -> Iterator[None]:
         reason = ". ".join(str(error).split(". ")[:2])
         raise TrainingError(
             f"the GPU's memory is full ({reason}); lower train.max_batch_per_device (now "
-            f"{config.train.max_batch_per_device}), which changes no result, or set speed.checkpoint_activations=true; "
+            f"{config.train.max_batch_per_device}; the rest is accumulated), or set speed.checkpoint_activations=true; "
             "in an evaluation, lower tune.knn.batch_size_per_gpu; with several GPUs, speed.sharding=fsdp"
         ) from None
 

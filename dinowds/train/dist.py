@@ -93,6 +93,17 @@ def _check_devices(world: World, device: torch.device, store: Store) -> None:
             f"rank {world.rank} computes on {device.type}, rank 0 on {first}; look at the GPUs of its host "
             f"({socket.gethostname()}) with 'dinowds doctor'"
         )
+    if device.type == "cuda":
+        check_own_gpu(world, str(torch.cuda.get_device_properties(device).uuid), store)
+
+
+def check_own_gpu(world: World, uuid: str, store: Store) -> None:
+    """Raise ConfigError where another rank has this GPU: NCCL would speak of an invalid usage."""
+    if store.add(f"gpu/{uuid}", 1) > 1:
+        raise ConfigError(
+            f"rank {world.rank} has no GPU of its own, another rank computes on the same; start one process for each "
+            f"GPU that 'dinowds doctor' shows on {socket.gethostname()}"
+        )
 
 
 def _leave_group() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from dinowds.config import PatchConfig
-from dinowds.errors import TrainingError
-from dinowds.train.dist import all_gather_tensors, on_rank_0, process_group
+from dinowds.errors import ConfigError, TrainingError
+from dinowds.train.dist import all_gather_tensors, check_own_gpu, on_rank_0, process_group
 from dinowds.train.loop import train
 from dinowds.world import World
 from tests.train.ranks import start_ranks
@@ -120,6 +121,14 @@ def test_process_group__rank_without_a_device_ends_all(ends: Ends) -> None:
     assert [code for code, _ in ends["no device"]] == [1, 1]
     assert ends["no device"][1][1] == "ConfigError: local rank 1 has no GPU of its own\n"
     assert "rank 1 failed: local rank 1 has no GPU of its own; the same command goes on" in ends["no device"][0][1]
+
+
+def test_check_own_gpu__two_ranks_on_one_are_told() -> None:
+    store = HashStore()
+    check_own_gpu(World(0, 3), "a", store)
+    check_own_gpu(World(1, 3), "b", store)
+    with pytest.raises(ConfigError, match="rank 2 has no GPU of its own"):
+        check_own_gpu(World(2, 3), "a", store)
 
 
 def test_process_group__port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

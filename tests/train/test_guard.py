@@ -66,7 +66,7 @@ def test_train__too_many_of_them_in_a_row_end_the_run_with_its_last_good_checkpo
 
 def test_memory_explained__says_what_to_change() -> None:
     message = (
-        r"memory is full \(CUDA out of memory. Tried to allocate 2 GiB\); lower train.max_batch_per_device \(now 64\)"
+        r"memory is full \(CUDA out of memory. Tried to allocate 2 GiB\); lower train.max_batch_per_device \(now 64;"
     )
     with (
         pytest.raises(TrainingError, match=message),
