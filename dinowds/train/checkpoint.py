@@ -24,11 +24,11 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 State = dict[str, Any]
 """`format_version`, `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `step` (optimizer steps done),
-`epoch` (epochs done), `bad_samples` (replaced so far), `config` (nested dict), `dataset` (sha256 of the index), and
-`about`, plain JSON values for whoever uses the weights, which older checkpoints lack: `architecture` {`kind`,
-`embed_dim`, `depth`, `num_heads`, `in_dim`, `patch_size`, `grid`, `pos_interpolation`} as in `model.architecture`,
-`mean` and `std` [3] of images (null for regions), `dataset` {`name`, `samples`, `cohorts` {name: samples},
-`metadata`}. Loads with `weights_only=True`."""
+`epoch` (epochs done), `bad_samples` (replaced so far), `bad_steps` (not applied so far), `config` (nested dict),
+`dataset` (sha256 of the index), and `about`, plain JSON values for whoever uses the weights, which older checkpoints
+lack: `architecture` {`kind`, `embed_dim`, `depth`, `num_heads`, `in_dim`, `patch_size`, `grid`, `pos_interpolation`} as
+in `model.architecture`, `mean` and `std` [3] of images (null for regions), `dataset` {`name`, `samples`, `cohorts`
+{name: samples}, `metadata`}. Loads with `weights_only=True`."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -152,7 +152,7 @@ class _Run:
         """Decides everything that follows from the arguments; nothing is written and no rank is asked."""
         self.dataset, self.plan, self.out, self.config = dataset, plan, out, config
         self.world, self.device, self.evaluation = world, device, evaluation
-        self.step, self.num_bad = 0, 0
+        self.step, self.num_bad, self.num_bad_steps = 0, 0, 0
         self.ended: str | None = None
         """Why an evaluation ended the run before its last step."""
         self.maker = view_maker(config, device)
@@ -186,6 +186,7 @@ class _Run:
         try:
             load_learner_state(self.learner, state)
             self.step, self.num_bad = int(state["step"]), int(state["bad_samples"])
+            self.num_bad_steps = int(state.get("bad_steps", 0))  # older checkpoints lack them
         except torch.OutOfMemoryError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:
@@ -234,6 +235,7 @@ class _Run:
             journals[0] if journals else None,
             self.observer,
             self.num_bad,
+            self.num_bad_steps,
             num_prototypes,
             capacity_of(self.config, num_prototypes, self.world, self.device),
             self._last_checkpoint,
@@ -289,7 +291,7 @@ class _Run:
             if is_due or ends_epoch or recorder.stopping:
                 recorder.flush()  # which may tell that some rank was asked to stop
             if is_due or recorder.stopping:
-                self.num_bad = recorder.num_bad
+                self.num_bad, self.num_bad_steps = recorder.num_bad, recorder.num_bad_steps
                 state = self._state()
                 dist.on_rank_0(partial(self.writer.save, state, verdict.is_best))
             if ends_epoch:
@@ -318,6 +320,7 @@ class _Run:
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "bad_samples": self.num_bad,
+            "bad_steps": self.num_bad_steps,
             "evaluation": self.evaluation.state_dict() if self.evaluation else None,
             "ended": self.ended,
             "config": to_dict(self.config),

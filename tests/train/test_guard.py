@@ -16,6 +16,7 @@ from dinowds.train.checkpoint import load_checkpoint
 from dinowds.train.devices import memory_explained
 from dinowds.train.loop import train
 from dinowds.train.loss import dino_loss
+from dinowds.train.monitor import last_figure
 from tests.support import TINY_RUN
 from tests.train.test_resume import Listener, losses
 
@@ -45,6 +46,8 @@ def test_train__goes_on_after_a_step_that_is_not_finite(
     entries = [json.loads(line) for line in (run / "bad_steps.jsonl").read_text().splitlines()]
     assert [(entry["step"], entry["loss"], len(entry["keys"])) for entry in entries] == [(6, "nan", 12), (7, "nan", 12)]
     assert [step for step, loss in losses(run).items() if loss is None] == [6, 7]
+    train(dataset_path, run, load_config(None, [*TINY_RUN, "optim.max_steps=11", "train.max_bad_steps=3"]))
+    assert last_figure(run / "metrics.jsonl", "bad_steps") == 2  # over restarts
 
 
 def test_train__too_many_of_them_in_a_row_end_the_run_with_its_last_good_checkpoint(
