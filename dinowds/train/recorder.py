@@ -48,8 +48,8 @@ class Recorder:
         capacity: Capacity,
         last_checkpoint: Callable[[], Path | None],
     ) -> None:
-        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start, `num_bad_steps`: steps not
-        applied. `last_checkpoint`: the newest one when it is whole on disk, called on all ranks at once.
+        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start. `num_bad_steps`: steps
+        not applied before it. `last_checkpoint`: the newest one when it is whole on disk, called on all ranks at once.
         """
         self.stopping = False
         """Some rank was asked to stop; all ranks know it after the same step."""

@@ -13,8 +13,8 @@ from torch._dynamo.utils import counters
 from dinowds.config import load_config
 from dinowds.train.learner import models_on
 
-OPTIONS = ("student.arch=vit_tiny", "student.embed_dim=64", "student.depth=6", "student.out_dim=16", "train.compile=true",
-           "student.patch_size=8", "crops.global.size=24", "crops.local.size=16")  # fmt: skip
+OPTIONS = ("train.compile=true", "student.arch=vit_tiny", "student.embed_dim=64", "student.depth=6",
+           "student.out_dim=16", "student.patch_size=8", "crops.global.size=24", "crops.local.size=16")  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own look at it
