@@ -28,7 +28,7 @@ def test_models_on__every_block_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
         return graph.forward
 
     monkeypatch.setattr(dynamo, "recompile_limit", 8)
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    torch._dynamo.reset()
     counters.clear()
     student, teacher = models_on(load_config(None, OPTIONS), torch.device("cpu"))
     for block in (*student.backbone.blocks, *teacher.backbone.blocks):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from dinowds.config import PatchConfig
 from dinowds.errors import ConfigError, TrainingError
