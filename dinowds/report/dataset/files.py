@@ -142,6 +142,7 @@ def about_section(dataset: Dataset, summary: Summary) -> Section:
     facts: list[tuple[str, Cell]] = [
         ("name", dataset.manifest.name),
         ("kind", summary.kind),
+        ("seed of the shuffle", dataset.manifest.seed if dataset.manifest.shuffled else "not shuffled"),
         ("bytes of all shards", format_bytes(summary.num_bytes)),
         ("sha256 of samples.parquet", dataset.manifest.samples_sha256),
     ]
