@@ -184,7 +184,12 @@ def heat_figure(
         "ygap": 1,
     }
     layout = {
-        "xaxis": {"title": {"text": escaped(x_title)}, **_named_ticks(columns), "showgrid": False},
+        "xaxis": {
+            "title": {"text": escaped(x_title)},
+            **_named_ticks(columns),
+            "showgrid": False,
+            "ticklabeloverflow": "allow",
+        },
         "yaxis": {
             "title": {"text": escaped(y_title)},
             **_named_ticks(rows),
