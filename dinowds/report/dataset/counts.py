@@ -190,8 +190,8 @@ def _heat_height(cohorts: int) -> int:
 
 
 def share(part: int, total: int) -> float:
-    """%."""
-    return round(100 * part / max(1, total), 1)
+    """%, three digits."""
+    return float(f"{100 * part / max(1, total):.3g}")
 
 
 def long_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], what: str) -> list[Block]:
