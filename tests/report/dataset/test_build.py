@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -133,6 +134,25 @@ def test_page__without_shards_is_the_index_alone(tmp_path: Path) -> None:
     assert "Views" not in [section.title for section in found.sections]
     assert facts(found)["exact duplicates"] == 49
     assert render(found)
+
+
+def test_page__metadata_of_others_is_shown_and_no_error(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    content = json.loads((copy / "manifest.json").read_text())
+    odd = {"dropped": ["x"], "skipped": {"folder": "many"}, "mpp": 0.5, "cohorts": {"red": {"mpp": 0.25}, "b": 3}}
+    content["dinowds"] |= {"metadata": odd | {"withdrawn": 7, HOSTILE: HOSTILE}, "quarantined": {HOSTILE: 4}}
+    (copy / "manifest.json").write_text(json.dumps(content))
+    found = dataset_page(str(copy), num_images=4)
+    assert facts(found)["mpp"] == "0.25, 0.5"
+    assert table(found, "Not in").rows == [
+        ("quarantined", HOSTILE, 4),
+        ("withdrawn", "no longer in the index", 7),
+    ]
+    rows = dict(table(found, "metadata").rows)
+    assert (rows["dropped"], rows["cohorts.red.mpp"], rows[HOSTILE]) == ('["x"]', "0.25", HOSTILE)
+    content["dinowds"]["metadata"] = {"cohorts": "x", "dropped": 3, "withdrawn_in_shards": "x"}
+    (copy / "manifest.json").write_text(json.dumps(content))
+    assert render(dataset_page(str(copy), num_images=4))
 
 
 def test_page__of_nothing(tmp_path: Path) -> None:
