@@ -50,9 +50,10 @@ def write_tar(path: Path) -> dict[str, Any]:
     return {"offset": np.array(offsets), "size": np.array(sizes), "digest": np.array(digests, dtype="V16")}
 
 
-def write_dataset(folder: Path, num_rows: int) -> None:
+def write_dataset(folder: Path, num_rows: int) -> int:
+    """Its samples: at least `num_rows`."""
     rows = random_rows(min(GROUP_ROWS, num_rows))
-    num_shards = max(1, num_rows // len(rows))
+    num_shards = -(-num_rows // len(rows))
     (folder / "shards").mkdir()
     first = folder / "shards" / "patches-000000.tar"
     known = write_tar(first)
@@ -77,6 +78,7 @@ def write_dataset(folder: Path, num_rows: int) -> None:
     labels = tuple(f"label {label}" for label in range(LABELS))
     assert len(cohorts) == COHORTS
     write_manifest(folder, Manifest("patches", "image", shards, cohorts, labels, 0, "0" * 64))
+    return num_shards * len(rows)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -86,8 +88,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    _, reference, reference_cpu = timed(lambda: pq.read_table(folder / SAMPLES_NAME, use_threads=False))
     size, seconds, cpu = timed(lambda: write_page(dataset_page(str(folder)), folder / "page.html"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    _, reference, reference_cpu = timed(lambda: pq.read_table(folder / SAMPLES_NAME, use_threads=False))
     return {
         "page_s": seconds,
         "page_cpu_s": cpu,
@@ -95,7 +98,7 @@ def measure(folder: Path) -> dict[str, float]:
         "reference_cpu_s": reference_cpu,
         "cpu_ratio": cpu / reference_cpu,
         "page_mb": size / 1e6,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mib": peak,
     }
 
 
@@ -108,8 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         os.environ["DINOWDS_CACHE"] = str(folder / "cache")
-        write_dataset(folder, options.rows)
-        result = {"rows": options.rows, **measure(folder)}
+        result = {"rows": write_dataset(folder, options.rows), **measure(folder)}
     result = {name: round(value, 3) for name, value in result.items()}
     print(json.dumps(result, indent=1))
     if options.json:

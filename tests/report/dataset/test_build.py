@@ -148,7 +148,7 @@ def test_page__metadata_of_others_is_shown_and_no_error(folder: Path, tmp_path: 
         ("quarantined", HOSTILE, 4),
         ("withdrawn", "no longer in the index", 7),
     ]
-    rows = dict(table(found, "metadata").rows)
+    rows = {row[0]: row[1] for row in table(found, "metadata").rows}
     assert (rows["dropped"], rows["cohorts.red.mpp"], rows[HOSTILE]) == ('["x"]', "0.25", HOSTILE)
     content["dinowds"]["metadata"] = {"cohorts": "x", "dropped": 3, "withdrawn_in_shards": "x"}
     (copy / "manifest.json").write_text(json.dumps(content))
