@@ -114,9 +114,7 @@ def _tables(path: Path, metrics: Metrics) -> Iterator[Rows]:
 
 def _table(text: bytes, metrics: Metrics) -> Iterator[Rows]:
     try:
-        rows = pyarrow.json.read_json(
-            pa.BufferReader(text), pyarrow.json.ReadOptions(block_size=max(len(text), 1 << 16))
-        )
+        rows = pyarrow.json.read_json(pa.BufferReader(text))
     except pa.ArrowInvalid:  # a damaged line spoils them all
         rows = _line_by_line(text, metrics)
     if not _has_steps(rows):
