@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from dinowds.report.dataset import dataset_page
 from dinowds.report.page import write_page
 from dinowds.report.run import run_page
+from tests.report.dataset.support import make_listed, two_cohorts
 from tests.report.pages import HOSTILE, every_block
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,11 +34,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def pages(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page with every block, and that of a run."""
+    """A page with every block, and those of a run and of a dataset."""
     folder = tmp_path_factory.mktemp("pages")
-    paths = {"blocks": folder / "blocks.html", "run": folder / "run.html"}
+    paths = {name: folder / f"{name}.html" for name in ("blocks", "run", "dataset")}
     write_page(every_block(), paths["blocks"])
     write_page(run_page([run_path]), paths["run"])
+    write_page(dataset_page(str(make_listed(folder / "listed", two_cohorts()))), paths["dataset"])
     return paths
 
 
@@ -77,7 +80,7 @@ def wait_until_drawn(page: Page) -> None:
     page.locator("html[data-drawn=true]").wait_for(state="attached", timeout=120_000)
 
 
-@pytest.mark.parametrize("which", ["blocks", "run"])
+@pytest.mark.parametrize("which", ["blocks", "run", "dataset"])
 @pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (NARROW, "dark")])
 def test_page__everything_is_drawn_and_nothing_is_asked_for(
     browser: Browser, pages: dict[str, Path], which: str, width: int, scheme: str
@@ -196,7 +199,7 @@ def test_page__choices_and_thumbnails_of_a_map(browser: Browser, pages: dict[str
         page.locator(".thumbnail").wait_for(state="hidden")
 
 
-@pytest.mark.parametrize("which", ["blocks", "run"])
+@pytest.mark.parametrize("which", ["blocks", "run", "dataset"])
 def test_page__headings_names_and_keyboard(browser: Browser, pages: dict[str, Path], which: str) -> None:
     with opened(browser, pages[which]) as seen:
         page = seen.page
