@@ -22,6 +22,7 @@ from . import (
     shard,
     subset,
     train,
+    watch,
     withdraw,
 )
 from .shared import print_error, print_notice
@@ -42,6 +43,7 @@ app.command()(index.index)
 app.command()(order.order)
 app.command()(subset.subset)
 app.add_typer(train.app, name="train")
+app.command()(watch.watch)
 app.add_typer(embed.app, name="embed")
 app.add_typer(eval.app, name="eval")
 app.command()(attend.attend)

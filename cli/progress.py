@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES = 10.0
 _ROWS_BETWEEN_HEADS = 20
-_KNN = "knn/teacher/accuracy"
+KNN = "knn/teacher/accuracy"
 
 
 class _Column(NamedTuple):
@@ -34,7 +34,7 @@ _COLUMNS = (
     _Column("in use", "prototypes_in_use", 6, ",.0f"),
     _Column("spread", "teacher_std", 6, ".2f"),
     _Column("gradient", "gradient_norm/all", 8, ".3g"),
-    _Column("kNN", _KNN, 6, ".1%"),
+    _Column("kNN", KNN, 6, ".1%"),
     _Column("img/s", "images_per_second", 7, ",.0f"),
     _Column("waiting", "waiting_share", 7, ".1%"),
     _Column("MFU", "mfu", 6, ".1%"),
@@ -61,14 +61,14 @@ class EpochTable:
     def row(self, summary: EpochSummary) -> str:
         self._rows += 1
         cells = [_cell(column, summary.figures) for column in self._shown]
-        return "  ".join([f"{f'{summary.epoch}/{summary.num_epochs}':>9}", f"{_duration(summary.seconds):>8}", *cells])
+        return "  ".join([f"{f'{summary.epoch}/{summary.num_epochs}':>9}", f"{duration(summary.seconds):>8}", *cells])
 
 
 def _cell(column: _Column, figures: Mapping[str, float]) -> str:
     return f"{figures[column.figure]:>{column.width}{column.form}}" if column.figure in figures else " " * column.width
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """h:mm:ss, also of more than a day."""
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
@@ -82,7 +82,7 @@ def describe(progress: RunProgress) -> str:
         share = f" ({m['loss_share']:.0%} of ln K)" if "loss_share" in m else ""
         parts += [f"loss {m['loss']:.3f}{share}", f"lr {m['lr']:.2e}", f"{m['images_per_second']:.0f} img/s"]
         parts += [f"waiting {m['waiting_share']:.0%}"]
-    parts += [f"kNN {m[_KNN]:.1%}"] if _KNN in m else []
+    parts += [f"kNN {m[KNN]:.1%}"] if KNN in m else []
     return "  ".join(parts)
 
 
@@ -155,7 +155,7 @@ class LineObserver:
         assert self._first is not None
         self._written_at, self._unwritten = now, None
         pace = (now - self._start) / max(1, progress.step - self._first)
-        left = _duration(pace * (progress.num_steps - progress.step))
+        left = duration(pace * (progress.num_steps - progress.step))
         self.message(f"step {progress.step}/{progress.num_steps}  {describe(progress)}  left {left}")
 
 

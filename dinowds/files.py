@@ -98,6 +98,26 @@ def lock_file(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether some process holds `lock_file(path)`; None where the file system has no locks, or does not let us look.
+
+    Looking takes a shared lock for an instant, in which `lock_file` of another process fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in _HELD else None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[int]:
     """Hold an exclusive lock on the file `path`, which is made if it is missing; waits for it. Yields its descriptor.

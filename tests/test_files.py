@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dinowds.files import atomic_write, cache_folder, fsync_folder, lock_file, open_regular, waiting_lock
+from dinowds.files import atomic_write, cache_folder, fsync_folder, is_locked, lock_file, open_regular, waiting_lock
 from tests.support import started
 
 TRY_LOCK = "import sys, pathlib, dinowds.files as f\nwith f.lock_file(pathlib.Path(sys.argv[1])): pass"
@@ -159,3 +159,15 @@ def test_waiting_lock__ends_with_a_killed_holder_whose_child_lives(tmp_path: Pat
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_is_locked__tells_and_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert is_locked(path) is False
+    assert not path.exists()
+    with lock_file(path):
+        assert is_locked(path)
+        assert is_locked(path)
+    assert is_locked(path) is False
+    assert other_process_can_lock(path)
+    assert is_locked(tmp_path / ("x" * 300)) is None

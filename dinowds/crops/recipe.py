@@ -300,10 +300,9 @@ def sample_batch(
     heights: Sequence[int],
     widths: Sequence[int],
 ) -> Views:
-    """The same for many images at once, each with its own `sample_generator`, which takes a tenth of the time.
+    """`sample_views` of many images at once, each with its own `sample_generator`, which takes a tenth of the time.
 
-    Args:
-        visits, samples, heights, widths: one of each an image; px as `sample_views` takes them.
+    Visits, samples, heights and widths are one of each an image.
 
     Returns:
         [B, V] records.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import yaml
 
-from dinowds.config import COMMANDS, RunConfig, differences, kind_of, to_yaml
+from dinowds.config import COMMANDS, RunConfig, differences, kind_of, load_config, to_yaml
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import lock_file, write_atomic
+from dinowds.files import is_locked, lock_file, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
 
 CONFIG_NAME = "config.yaml"
 CHECKPOINTS_NAME = "checkpoints"
 _LOCK_NAME = ".lock"
+_LOOK_SECONDS = 0.2
+"""Longer than `is_at_work` holds the lock, on a network file system too."""
 
 
 def _check_foreign(folder: Path) -> None:
@@ -53,7 +56,7 @@ def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_file(folder / _LOCK_NAME))
+            _lock(stack, folder / _LOCK_NAME)
         except BlockingIOError:
             raise OutputError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
         except OSError as error:
@@ -61,6 +64,34 @@ def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
         _check_config(folder, config)
         write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
         yield
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of the run in `folder`, as `config.yaml` says it.
+
+    Raises:
+        ConfigError: the folder is no run's, or its `config.yaml` cannot be read.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder}: has no {CONFIG_NAME}, so it is no run's folder; give the --out of 'dinowds train'"
+        )
+    return load_config(path, (), kind_of(read_saved(path)))
+
+
+def is_at_work(folder: Path) -> bool | None:
+    """Whether a run is at work in `folder`, on any host; None where the file system cannot tell."""
+    return is_locked(folder / _LOCK_NAME)
+
+
+def _lock(stack: ExitStack, path: Path) -> None:
+    """Once more after a moment, for somebody may just have looked (`is_at_work`)."""
+    try:
+        stack.enter_context(lock_file(path))
+    except BlockingIOError:
+        time.sleep(_LOOK_SECONDS)
+        stack.enter_context(lock_file(path))
 
 
 def read_saved(path: Path) -> dict[str, Any]:

@@ -211,13 +211,13 @@ def keep_steps_until(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if (entry := _parse(line)) is not None and entry["step"] <= last_step]
+    kept = [line for line in lines if (entry := parse_entry(line)) is not None and entry["step"] <= last_step]
     write_atomic(path, "".join(line + "\n" for line in kept).encode())
 
 
 def last_figure(path: Path, name: str) -> float:
     """The newest value of a metric in `metrics.jsonl`; NaN where there is none."""
-    entries = (_parse(line) for line in reversed(path.read_text(encoding="utf-8").splitlines()))
+    entries = (parse_entry(line) for line in reversed(path.read_text(encoding="utf-8").splitlines()))
     return next((float(entry[name]) for entry in entries if entry and entry.get(name) is not None), math.nan)
 
 
@@ -233,7 +233,8 @@ def append_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def parse_entry(line: str | bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl` and its like; None for what is none, such as one that is cut short."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -185,7 +185,7 @@ class Watch:
             return None
         return (
             f"the teacher's output is the same for all prototypes; its entropy {figures['teacher_entropy']:.3f} is ln "
-            f"{self._num_prototypes:,} = {self._ln_k:.3f} and KL is {figures['kl']:.4f}, at a temperature of "
+            f"{self._num_prototypes:,} = {self._ln_k:.3f} and KL is {_figure(figures, 'kl'):.4f}, at a temperature of "
             f"{_figure(figures, 'teacher_temperature'):g}"
         )
 
@@ -194,7 +194,8 @@ class Watch:
             return None
         return (
             f"loss {figures['loss']:.3f} stays at ln {self._num_prototypes:,} = {self._ln_k:.3f}, with KL "
-            f"{figures['kl']:.4f} and features' std {_figure(figures, 'teacher_std'):.2f} of 1; nothing is learnt"
+            f"{_figure(figures, 'kl'):.4f} and features' std {_figure(figures, 'teacher_std'):.2f} of 1; "
+            "nothing is learnt"
         )
 
     def _one_prototype(self, figures: Figures) -> str | None:

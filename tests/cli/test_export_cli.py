@@ -16,7 +16,6 @@ from dinowds.model.weights import read_weights
 from tests.cli.conftest import Call
 
 ARCHITECTURE = Architecture("image", Size(12, 1, 3), 3, 4, 3)
-PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 
 
 @pytest.fixture
@@ -96,14 +95,3 @@ def test_export__errors_are_one_line_and_leave_nothing(call: Call, arguments: st
     assert message in " ".join(err.replace("│", " ").split())
     assert code == 2 or err.count("\n") == 1
     assert [path.name for path in Path().iterdir()] == ["runs"]
-
-
-def test_export__examples_of_the_page_are_commands(call: Call) -> None:
-    """Every command of docs/weights.md is understood: it ends for want of its checkpoint, not as a wrong usage."""
-    text = PAGE.read_text().replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if line.startswith("dinowds export ")]
-    assert len(commands) >= 4
-    for command in commands:
-        code, _, err = call(*shlex.split(command, comments=True)[2:])
-        assert code == 1, command
-        assert "no such file of weights" in err, command
