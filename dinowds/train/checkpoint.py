@@ -135,24 +135,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
 
 
-`epoch` (epochs done), `bad_samples` (replaced so far), `bad_steps` (not applied so far), `config` (nested dict),
-`dataset` (sha256 of the index), and two that older checkpoints lack: `data`, where the dataset lies
-(`Dataset.location`), and `about`, plain JSON values for whoever uses the weights: `architecture` {`kind`, `embed_dim`,
-`depth`, `num_heads`, `in_dim`, `patch_size`, `grid`, `pos_interpolation`} as in `model.architecture`, `mean` and `std`
-[3] of images (null for regions), `dataset` {`name`, `samples`, `cohorts` {name: samples}, `metadata`}. Loads with
-`weights_only=True`."""
+def load_checkpoint(path: Path, is_mapped: bool = False, verify: bool = False) -> State:
+    """Read one checkpoint to CPU memory.
+
+    Args:
+        is_mapped: its tensors are read as they are used, for who wants little of it.
+        verify: read it twice, to compare its bytes with their checksums, which torch does not.
 
     Raises:
         CheckpointError: missing, damaged, or not of dinowds.
         OSError: the file system failed; the file may be whole.
     """
     try:
-`epoch` (epochs done), `bad_samples` (replaced so far), `bad_steps` (not applied so far), `config` (nested dict),
-`dataset` (sha256 of the index), and two that older checkpoints lack: `data`, where the dataset lies
-(`Dataset.location`), and `about`, plain JSON values for whoever uses the weights: `architecture` {`kind`, `embed_dim`,
-`depth`, `num_heads`, `in_dim`, `patch_size`, `grid`, `pos_interpolation`} as in `model.architecture`, `mean` and `std`
-[3] of images (null for regions), `dataset` {`name`, `samples`, `cohorts` {name: samples}, `metadata`}. Loads with
-`weights_only=True`."""
+        if verify and (part := zipfile.ZipFile(path).testzip()):
+            raise zipfile.BadZipFile(part)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except MemoryError:
