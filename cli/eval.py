@@ -42,6 +42,16 @@ CheckpointOption = Annotated[
         show_default=False,
     ),
 ]
+LabelledCheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        "-c",
+        help="Run folder, or weights of dinowds, DINO, HIPT, the reference or timm; none where --train and --test are "
+        "features that 'dinowds embed patch' wrote.",
+        show_default=False,
+    ),
+]
 TrainOption = Annotated[
     str, typer.Option(metavar="DATASET[:SUBSET]", help="Samples with labels to learn from.", show_default=False)
 ]
@@ -78,9 +88,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout."
 
 @app.command()
 def knn(
-    checkpoint: CheckpointOption,
     train: TrainOption,
     test: TestOption,
+    checkpoint: LabelledCheckpointOption = None,
     k: Annotated[list[int] | None, typer.Option("--k", help="Neighbours; several.", show_default="20")] = None,
     temperature: Annotated[float, typer.Option(help="T of their weights exp(cosine / T).")] = 0.07,
     student: StudentOption = False,
@@ -103,19 +113,22 @@ def knn(
     """
     from dinowds.eval.evaluate import EvalOptions, evaluate_knn
 
-    models = _model_options(
-        checkpoint, student, both, image_size, pos_interpolation, precision, batch_size, workers, max_bad
-    )
+    _check_which(checkpoint, student, both)
+    models = None
+    if checkpoint is not None:
+        models = _model_options(
+            checkpoint, student, both, image_size, pos_interpolation, precision, batch_size, workers, max_bad
+        )
     options = EvalOptions(models, allow_leakage, resamples)
     found = _run(lambda report: evaluate_knn(train, test, options, k or [20], temperature, print_notice, report))
-    _finish(found, no_save, as_json)
+    _finish(found, no_save or checkpoint is None, as_json)
 
 
 @app.command()
 def linear(
-    checkpoint: CheckpointOption,
     train: TrainOption,
     test: TestOption,
+    checkpoint: LabelledCheckpointOption = None,
     solver: Annotated[
         Solver, typer.Option(help="auto: sklearn for small sets, torch for large ones; both find the same solution.")
     ] = Solver.AUTO,
@@ -141,12 +154,15 @@ def linear(
     """
     from dinowds.eval.evaluate import EvalOptions, evaluate_linear
 
-    models = _model_options(
-        checkpoint, student, both, image_size, pos_interpolation, precision, batch_size, workers, max_bad
-    )
+    _check_which(checkpoint, student, both)
+    models = None
+    if checkpoint is not None:
+        models = _model_options(
+            checkpoint, student, both, image_size, pos_interpolation, precision, batch_size, workers, max_bad
+        )
     options = EvalOptions(models, allow_leakage, resamples)
     found = _run(lambda report: evaluate_linear(train, test, options, solver.value, seeds, print_notice, report))
-    _finish(found, no_save, as_json)
+    _finish(found, no_save or checkpoint is None, as_json)
 
 
 @app.command()
@@ -173,6 +189,7 @@ def features(
     """
     from dinowds.eval.evaluate import evaluate_features
 
+    _check_which(checkpoint, student, both)
     options = _model_options(
         checkpoint, student, both, image_size, pos_interpolation, precision, batch_size, workers, max_bad
     )
@@ -181,6 +198,15 @@ def features(
         print_json(found.to_json())
     else:
         _print_features(found)
+
+
+def _check_which(checkpoint: str | None, student: bool, both: bool) -> None:
+    from dinowds.errors import ConfigError
+
+    if student and both:
+        raise ConfigError("--student is given with --both; give one of them")
+    if checkpoint is None and (student or both):
+        raise ConfigError(f"{'--student' if student else '--both'} goes with --checkpoint, the weights")
 
 
 def _model_options(
@@ -194,11 +220,8 @@ def _model_options(
     workers: int | None,
     max_bad: int,
 ) -> ModelOptions:
-    from dinowds.errors import ConfigError
     from dinowds.eval.subjects import ModelOptions
 
-    if student and both:
-        raise ConfigError("--student is given with --both; give one of them")
     return ModelOptions(
         checkpoint,
         ("teacher", "student") if both else ("student",) if student else ("teacher",),

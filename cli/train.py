@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +63,8 @@ def patch(
 
     Under torchrun or srun every process is one rank; --nproc N starts N here. Ctrl-C saves and stops.
     """
-    _train("image", data, out, config, nproc, overrides)
+    with _stoppable():
+        _train("image", data, out, config, nproc, overrides)
 
 
 @app.command()
@@ -76,7 +79,16 @@ def region(
 
     Under torchrun or srun every process is one rank; --nproc N starts N here. Ctrl-C saves and stops.
     """
-    _train("region", data, out, config, nproc, overrides)
+    with _stoppable():
+        _train("region", data, out, config, nproc, overrides)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A signal that comes before the first step, or after the last, ends the command as one between them does."""
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # by default it kills
+    with interruptible():
+        yield
 
 
 def _train(
@@ -86,14 +98,19 @@ def _train(
     from dinowds.world import World
 
     world = World.from_environment()
+    if nproc > 1 and world.size > 1:
+        print_error(
+            f"--nproc {nproc} starts ranks, but this is one of {world.size} already (as torchrun or srun says); "
+            "leave --nproc out, or start a single task"
+        )
+        raise typer.Exit(2)
     is_first = world.rank == 0
     loaded = load_run(config, overrides or [], kind, max(nproc, world.size))
     data = _given("--data", data or loaded.data, "the dataset", "train.dataset_path")
     out = Path(_given("--out", out or loaded.out, "the run folder", "train.output_dir"))
     for line in loaded.notices if is_first else ():
         print_notice(line)
-    with interruptible():
-        data, opened = _open_in_place(data, loaded.config, is_first)
+    data, opened = _open_in_place(data, loaded.config, is_first)
     if nproc == 1:
         run_rank(data, out, opened)
         return
@@ -131,6 +148,8 @@ def _open_in_place(data: str, config: RunConfig, is_first: bool) -> tuple[str, R
 
 def run_rank(data: str, out: Path, config: RunConfig) -> None:
     """One rank, with the progress of rank 0 on stderr."""
+    from functools import partial
+
     from dinowds.eval.tune import evaluation_of
     from dinowds.train.loop import train
 
@@ -138,4 +157,4 @@ def run_rank(data: str, out: Path, config: RunConfig) -> None:
 
     observer = run_observer()
     with interruptible(), closing(observer):
-        train(data, out, config, observer, evaluation_of(config, data, observer.message))
+        train(data, out, config, observer, partial(evaluation_of, config, data, observer.message))

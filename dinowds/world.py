@@ -42,15 +42,18 @@ class World:
         """
         env = os.environ if environment is None else environment
         if "RANK" in env and "WORLD_SIZE" in env:
-            local_rank = int(env.get("LOCAL_RANK", "0"))
-            sharing = max(int(env.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
-            size = int(env["WORLD_SIZE"])
-            return cls(int(env["RANK"]), size, local_rank, sharing, max(1, size // sharing))
-        if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-            hosts = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
-            local_rank = int(env.get("SLURM_LOCALID", "0"))
-            return cls(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), local_rank, num_hosts=hosts)
-        return cls()
+            local_rank = _number(env, "LOCAL_RANK")
+            sharing = max(_number(env, "LOCAL_WORLD_SIZE", 1), local_rank + 1)
+            size = _number(env, "WORLD_SIZE")
+            return cls(_number(env, "RANK"), size, local_rank, sharing, max(1, size // sharing))
+        if "SLURM_STEP_ID" not in env or "SLURM_PROCID" not in env:
+            return cls()
+        # In an interactive job's shell, a step of one task, SLURM_NTASKS is what the job may start.
+        size = _number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS", 1)
+        if size == 1:
+            return cls()
+        hosts = _number(env, "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in env else "SLURM_NNODES", 1)
+        return cls(_number(env, "SLURM_PROCID"), size, _number(env, "SLURM_LOCALID"), num_hosts=hosts)
 
 
 def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
@@ -59,16 +62,24 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
     Raises:
         ConfigError: the environment says neither.
     """
-    host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    host = environment.get("MASTER_ADDR")
     if host is None and (hosts := environment.get("SLURM_STEP_NODELIST")):
         host = first_host(hosts)
-    if port is None and (job := environment.get("SLURM_JOB_ID")):
-        port = str(20_000 + int(job) % 20_000)
-    if host is None or port is None:
+    if host is None or environment.keys().isdisjoint({"MASTER_PORT", "SLURM_JOB_ID"}):
         raise ConfigError(
             "MASTER_ADDR and MASTER_PORT are not set; start with --nproc, torchrun or srun, or export them everywhere"
         )
-    return host, int(port)
+    if "MASTER_PORT" in environment:
+        return host, _number(environment, "MASTER_PORT")
+    return host, 20_000 + _number(environment, "SLURM_JOB_ID") % 20_000
+
+
+def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
+    text = environment.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"the environment says {name}={text}, expected a whole number") from None
 
 
 def first_host(hosts: str) -> str:

@@ -229,12 +229,16 @@ def test_crops__earlier_name_is_told_the_new_one(tmp_path: Path, earlier: str, n
         ("crops.global.size=0", "crops.global.size is 0, expected a multiple of student.patch_size, 16"),
         ("crops.global.size=big", "crops.global.size: Value 'big'"),
         ("crops.local.inside_global=3.5", "crops.local.inside_global: Value '3.5'"),
-        ("crops.global.scale=0.4", "crops.global.scale: "),
+        ("crops.global.scale=0.4", "crops.global.scale: expected a list, such as [0.4, 1.0]"),
         ("crops.global=3", "'crops.global', which is a section: set one of its keys, such as crops.global.count"),
         ("crops.global_.size=3", "unknown key 'crops.global_.size'; did you mean 'crops.global.size'?"),
         ("crops.flips=1", "unknown key 'crops.flips'; did you mean 'crops.flip'?"),
         ("data.weights.global_a=much", "data.weights.global_a: "),
         ("teacher.teacher_temp=0", "teacher.teacher_temp is 0, expected above 0"),
+        ("teacher.teacher_temp=.inf", "teacher.teacher_temp is inf, expected a finite number"),
+        ("optim.lr_scheduler.weight_decay=.nan", "optim.lr_scheduler.weight_decay is nan, expected a finite number"),
+        ("student.out_dim=1", "student.out_dim is 1, expected a number of at least 2, or auto"),
+        ("student.out_dim=many", "student.out_dim is many, expected a number of at least 2, or auto"),
         ("data.weights=3", "data.weights: expected COHORT: WEIGHT pairs, such as"),
         ("data.weights=alpha", "data.weights: expected COHORT: WEIGHT pairs, such as"),
         ("data.weights=[1, 2]", "found [1, 2]"),
@@ -283,11 +287,12 @@ def test_load_config__empty_section(tmp_path: Path) -> None:
     assert (config.optim, config.crops.global_) == (PatchConfig().optim, PatchConfig().crops.global_)
 
 
-def test_differences__batch_norm_ties_the_parts_of_a_batch() -> None:
+def test_differences__batch_norm_and_koleo_tie_the_parts_of_a_batch() -> None:
     changed = ["train.max_batch_per_device=64"]
     assert differences(to_dict(PatchConfig()), load_config(None, changed)) == []
-    with_bn = load_config(None, ["student.use_bn_in_head=true"])
-    assert differences(to_dict(with_bn), load_config(None, [*changed, "student.use_bn_in_head=true"]))
+    for together in ("student.use_bn_in_head=true", "loss.koleo_weight=0.1"):
+        saved = to_dict(load_config(None, [together]))
+        assert differences(saved, load_config(None, [*changed, together]))
 
 
 def test_load_config__missing_file(tmp_path: Path) -> None:

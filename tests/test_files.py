@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,29 @@ def test_fsync_folder__tolerates_file_systems_that_cannot(tmp_path: Path, monkey
     refuse(errno.EIO)
     with pytest.raises(OSError, match="Input/output"):
         fsync_folder(tmp_path)
+
+
+def test_atomic_write__has_its_name_when_its_bytes_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when it returns the name is there too, whatever a power cut takes away."""
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        events.append("folder on disk" if stat.S_ISDIR(found.st_mode) else f"{found.st_size} bytes on disk")
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        events.append("renamed")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"four")
+    assert events == ["4 bytes on disk", "renamed", "folder on disk"]
 
 
 def test_atomic_write__writers_of_one_file_do_not_meet(tmp_path: Path) -> None:

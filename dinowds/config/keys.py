@@ -101,7 +101,8 @@ def differences(saved: dict[str, Any], config: RunConfig) -> list[str]:
     new = flatten(to_dict(config))
     old = flatten(to_dict(CONFIGS[config.kind]())) | flatten(saved)
     free = FREE_TO_CHANGE | {key for key in new if key.startswith(_WATCHING)}
-    if config.student.use_bn_in_head:  # whose statistics are of the samples that go through the device together
+    # What these compute is of the samples that go through the device together
+    if config.student.use_bn_in_head or config.loss.koleo_weight > 0:
         free -= {"train.max_batch_per_device"}
     keys = sorted((old.keys() | new.keys()) - free)
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

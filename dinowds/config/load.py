@@ -119,7 +119,9 @@ def _merge(merged: Any, kind: Kind, content: Any, source: str) -> Any:
         return OmegaConf.merge(merged, OmegaConf.create(with_crops_key(content, "global", "global_")))
     except OmegaConfBaseException as error:
         key = (getattr(error, "full_key", None) or "").replace("crops.global_", "crops.global")
-        raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
+        default = known.get(key)
+        what = f"expected a list, such as {default}" if isinstance(default, list) else _first_line(error)
+        raise ConfigError(f"{source}: {key}: {what}") from None
 
 
 def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from dinowds.config.keys import flatten, to_dict
 from dinowds.config.sections import PatchConfig, RegionConfig, RunConfig
 from dinowds.errors import ConfigError
 
@@ -13,7 +14,7 @@ _Rule = tuple[str, object, bool, str]
 
 def check_config(config: RunConfig) -> None:
     """Raise ConfigError for the first value that cannot work, whatever the dataset."""
-    rules = _rules(config)
+    rules = [*_finite(config), *_rules(config)]
     if isinstance(config, PatchConfig):
         rules += _patch_rules(config)
     if isinstance(config, RegionConfig):
@@ -22,6 +23,12 @@ def check_config(config: RunConfig) -> None:
         if not holds:
             shown = f"{value:g}" if isinstance(value, float) else value
             raise ConfigError(f"{key} is {shown}, expected {expected}")
+
+
+def _finite(config: RunConfig) -> list[_Rule]:
+    """YAML and overrides know .inf and .nan, with which no number here means anything."""
+    numbers = {key: value for key, value in flatten(to_dict(config)).items() if isinstance(value, float)}
+    return [(key, value, math.isfinite(value), "a finite number") for key, value in numbers.items()]
 
 
 def _rules(config: RunConfig) -> list[_Rule]:
@@ -35,7 +42,6 @@ def _rules(config: RunConfig) -> list[_Rule]:
         "train.keep_checkpoints": train.keep_checkpoints,
         "train.log_every": train.log_every,
         "train.max_bad_steps": train.max_bad_steps,
-        "student.out_dim": student.out_dim if isinstance(student.out_dim, int) else None,
         "student.depth": student.depth,
         "optim.epochs": optim.epochs,
         "optim.max_steps": optim.max_steps,
@@ -69,10 +75,7 @@ def _rules(config: RunConfig) -> list[_Rule]:
     }
     return [
         *_at_least_one(at_least_one),
-        *(
-            (key, value, 0 <= value < math.inf, "0 or more" if value < 0 else "a finite number")
-            for key, value in not_negative.items()
-        ),
+        *((key, value, value >= 0, "0 or more") for key, value in not_negative.items()),
         _one_of("student.pos_interpolation", student.pos_interpolation, "timm", "size", "dino"),
         _one_of("optim.lr_scheduler.name", optim.lr_scheduler.name, "cosine"),
         _one_of("speed.precision", speed.precision, "auto", "bf16", "fp16", "fp32"),
@@ -87,8 +90,8 @@ def _rules(config: RunConfig) -> list[_Rule]:
         (
             "student.out_dim",
             student.out_dim,
-            isinstance(student.out_dim, int) or student.out_dim == "auto",
-            "a number or auto",
+            student.out_dim == "auto" or (isinstance(student.out_dim, int) and student.out_dim > 1),
+            "a number of at least 2, or auto",
         ),
         ("student.layer_scale", student.layer_scale, student.layer_scale is None or student.layer_scale > 0, "above 0"),
         ("optim.layer_decay", optim.layer_decay, 0 < optim.layer_decay <= 1, "above 0, at most 1"),

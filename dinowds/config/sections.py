@@ -31,7 +31,7 @@ class TrainConfig:
     """Steps in a row whose loss or gradients are not finite, and which are therefore not applied, before the run
     stops."""
     compile: bool = False
-    """Compile each block of the backbone with torch.compile: a minute at the start, faster steps on a GPU."""
+    """Compile each block of the backbone with torch.compile: minutes at the start, faster steps on a GPU."""
     deterministic: bool = False
     """Let only deterministic kernels run on a GPU, so that the same command gives the same bits; slower."""
     seed: int = 0

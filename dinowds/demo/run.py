@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _train_and_evaluate(
         f"$ dinowds train {kind} --data {out / data} --out {out / run} --config configs/{configs}.yaml "
         f"tune.knn.query_dataset_path={some[0]} tune.knn.test_dataset_path={some[1]}"
     )
-    evaluation = evaluation_of(config, out / data, observer.message)
+    evaluation = partial(evaluation_of, config, out / data, observer.message)
     outcome = train(out / data, out / run, config, observer, evaluation)
     for content in read_evaluations(out / run):
         if content.get("kind") == "knn" and content.get("step") == outcome.step:

@@ -75,8 +75,9 @@ class Encoder:
         # [N, 3, H, W] in channels-last order, without a copy
         pixels = images.to(self.device, non_blocking=is_gpu).permute(0, 3, 1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            tokens = self._backbone.forward_features(normalise(pixels, torch.float32, self._mean, self._std))
-        tokens = (tokens if with_patches else tokens[:, :1]).float()
+            inputs = normalise(pixels, torch.float32, self._mean, self._std)
+            tokens = self._backbone.forward_features(inputs) if with_patches else self._backbone(inputs)[:, None]
+        tokens = tokens.float()
         if not is_gpu:
             return Pending(tokens, None)
         arrived = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)

@@ -29,7 +29,8 @@ def untrained(architecture: Architecture, seed: int) -> ImageViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone: ImageViT = build_backbone(architecture)
-    return backbone.eval().requires_grad_(False)
+    backbone.eval().requires_grad_(False)
+    return backbone
 
 
 class MeanColour(nn.Module):

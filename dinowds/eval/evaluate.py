@@ -16,6 +16,7 @@ from dinowds.eval import knn, scores
 from dinowds.eval.bootstrap import LEVEL, Draws, Interval, intervals
 from dinowds.eval.probe import choose_solver, probe
 from dinowds.eval.splits import Notice, Report, Split, Splits, make_splits, unlabelled_vectors
+from dinowds.eval.stored import stored_splits
 from dinowds.eval.subjects import ModelOptions, Subjects
 from dinowds.train.devices import numerics
 from dinowds.train.diagnostics import alpha_req, feature_std, rank_me
@@ -25,7 +26,8 @@ from dinowds.train.diagnostics import alpha_req, feature_std, rank_me
 class EvalOptions:
     """What every evaluation with labels is told."""
 
-    models: ModelOptions
+    models: ModelOptions | None = None
+    """None where --train and --test are features on disk."""
     allow_leakage: bool = False
     resamples: int = 1000
     """Draws of the bootstrap; 0 for no intervals."""
@@ -102,11 +104,13 @@ def evaluate_knn(
     notice: Notice = _silent,
     report: Report = _silent,
 ) -> Evaluation:
-    """Weighted nearest neighbours (`knn.knn_shares`) of each k, of features as they are and centred by the mean of the
+    """Tell samples of `test` by those of `train`: datasets, or folders of features where there are no models.
+
+    By weighted nearest neighbours (`knn.knn_shares`) of each k, of features as they are and centred by the mean of the
     training features, as UNI does it (Chen et al. 2024).
 
     Raises:
-        ConfigError: options, datasets or weights that do not fit; see `make_splits`.
+        ConfigError: options, datasets or weights that do not fit; see `make_splits` and `stored_splits`.
     """
     ks = list(dict.fromkeys(ks))
     if not ks or min(ks) < 1:
@@ -140,7 +144,7 @@ def evaluate_linear(
     notice: Notice = _silent,
     report: Report = _silent,
 ) -> Evaluation:
-    """Logistic regression (`probe.probe`); `seeds` of its choices of the regularisation.
+    """As `evaluate_knn`, by logistic regression (`probe.probe`); `seeds` of its choices of the regularisation.
 
     Raises:
         ConfigError: as `evaluate_knn`, and where the solver is missing.
@@ -230,17 +234,20 @@ def _evaluate(
 ) -> Evaluation:
     if options.resamples < 0:
         raise ConfigError(f"--resamples is {options.resamples}, expected 0 or more")
-    subjects = Subjects.open(options.models)
-    splits = make_splits(train, test, subjects, options.allow_leakage, notice, report)
+    if options.models is None:
+        splits = stored_splits(train, test, options.allow_leakage, notice)
+    else:
+        subjects = Subjects.open(options.models)
+        splits = make_splits(train, test, subjects, options.allow_leakage, notice, report)
     draws = Draws(splits.test.clusters, options.resamples)
-    with numerics(subjects.device, tf32=False, deterministic=False), torch.no_grad():
+    with numerics(splits.device, tf32=False, deterministic=False), torch.no_grad():
         found = list(results(splits, draws))
-        features = feature_figures(splits.test.vectors[subjects.trained[0]])
+        features = feature_figures(next(iter(splits.test.vectors.values())))
     return Evaluation(
         kind=kind,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        checkpoint=options.models.checkpoint,
-        step=subjects.weights.step,
+        checkpoint=splits.checkpoint,
+        step=splits.step,
         train=_about(splits.train, splits.labels),
         test=_about(splits.test, splits.labels),
         labels=splits.labels,

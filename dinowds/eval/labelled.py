@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dinowds.data.dataset import Dataset
@@ -41,45 +41,78 @@ class Task:
     """[C]: labels of the classes, each of which has query samples."""
 
 
+class Coded(NamedTuple):
+    """Labels of samples as a dataset numbers them."""
+
+    option: str
+    """Key or option that the dataset was given by, for messages."""
+    place: str
+    """Where it lies."""
+    codes: Ids
+    """int64 [N], positions in `names`; -1 for none."""
+    names: Sequence[str]
+
+
 def match_labels(
-    query: Dataset, test: Dataset, names: tuple[str, str] = (QUERY_KEY, TEST_KEY)
+    query: Dataset, test: Dataset, options: tuple[str, str] = (QUERY_KEY, TEST_KEY)
 ) -> tuple[Task, list[str]]:
     """Samples of two datasets whose labels have the same names, whatever their numbers, and notices of those left out.
 
     Args:
-        names: of the keys or options that the datasets were given by, for messages.
+        options: keys or options that the datasets were given by, for messages.
 
     Raises:
         ConfigError: a dataset without labels, or fewer than two classes in common.
     """
-    query_key, test_key = names
-    (query_ids, query_codes), (test_ids, test_codes) = _labelled(query_key, query), _labelled(test_key, test)
-    labels = tuple(query.manifest.label_names[code] for code in np.unique(query_codes).tolist())
-    test_names = [test.manifest.label_names[code] for code in np.unique(test_codes).tolist()]
-    query_classes, test_classes = _classes(query, query_codes, labels), _classes(test, test_codes, labels)
-    is_known = test_classes >= 0
-    if len(np.unique(test_classes[is_known])) < 2:
+    names, (of_query, of_test), notices = match_names(_coded(options[0], query), _coded(options[1], test))
+    return Task(_labelled(query, of_query), _labelled(test, of_test), names), notices
+
+
+def match_names(query: Coded, test: Coded) -> tuple[tuple[str, ...], tuple[Ids, Ids], list[str]]:
+    """Labels of the classes, [C]; the class of each sample of query and test, int64 [N], -1 for those left out; and
+    notices of these.
+
+    Raises:
+        ConfigError: as `match_labels`.
+    """
+    notices = [_check_labels(coded) for coded in (query, test)]
+    names, test_names = ([coded.names[code] for code in _codes_in(coded)] for coded in (query, test))
+    position = {name: place for place, name in enumerate(names)}
+    of_query, of_test = (
+        np.array([*(position.get(name, -1) for name in coded.names), -1], np.int64)[coded.codes]
+        for coded in (query, test)
+    )
+    if len(np.unique(of_test[of_test >= 0])) < 2:
         raise ConfigError(
-            f"{test_key}: {shown(test.url)} has the labels {some(test_names)}, {query_key} has {some(labels)}; "
+            f"{test.option}: {test.place} has the labels {some(test_names)}, {query.option} has {some(names)}; "
             "expected at least two in common"
         )
-    notices = [
-        f"{key}: {len(dataset) - len(ids):,} of {len(dataset):,} samples have no label and are left out"
-        for key, dataset, ids in ((query_key, query, query_ids), (test_key, test, test_ids))
-        if len(ids) < len(dataset)
-    ]
-    if not is_known.all():
-        strange = [name for name in test_names if name not in labels]
+    if num_strange := int((of_test < 0).sum() - (test.codes < 0).sum()):
+        strange = [name for name in test_names if name not in position]
         notices.append(
-            f"{test_key}: {(~is_known).sum():,} samples are left out: no sample of {query_key} has their labels "
+            f"{test.option}: {num_strange:,} samples are left out: no sample of {query.option} has their labels "
             f"{some(strange)}"
         )
-    task = Task(
-        Labelled(query, query_ids, torch.from_numpy(query_classes)),
-        Labelled(test, test_ids[is_known], torch.from_numpy(test_classes[is_known])),
-        labels,
-    )
-    return task, notices
+    return tuple(names), (of_query, of_test), [notice for notice in notices if notice]
+
+
+def _check_labels(coded: Coded) -> str:
+    """What to tell of samples without a label; '' for nothing. Raises where none has one, or one has no name."""
+    num_without = int((coded.codes < 0).sum())
+    if num_without == len(coded.codes):
+        raise ConfigError(
+            f"{coded.option}: no sample of {coded.place} has a label; make it with 'dinowds shard --labels', or give "
+            "another"
+        )
+    if (largest := coded.codes.max()) >= len(coded.names):
+        raise DatasetError(f"{coded.place}: label {largest} has no name; make the dataset again")
+    text = f"{coded.option}: {num_without:,} of {len(coded.codes):,} samples have no label and are left out"
+    return text if num_without else ""
+
+
+def _codes_in(coded: Coded) -> list[int]:
+    codes: list[int] = np.unique(coded.codes[coded.codes >= 0]).tolist()
+    return codes
 
 
 def some(names: Sequence[str]) -> str:
@@ -87,24 +120,16 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def _labelled(key: str, dataset: Dataset) -> tuple[Ids, Ids]:
-    """int64 [N] ids of the selected samples with a label, and their positions in the manifest's label names."""
+def _coded(option: str, dataset: Dataset) -> Coded:
+    """Of the selected samples, in the order of their ids."""
     ids = dataset.selection.all_ids()
     codes = np.empty(len(ids), np.int64)
     for shard, places, positions in dataset.by_shard(ids):
         codes[places] = dataset.rows(shard).label[positions]
-    has_label = codes >= 0
-    if not has_label.any():
-        raise ConfigError(
-            f"{key}: no sample of {shown(dataset.url)} has a label; make it with 'dinowds shard --labels', or give "
-            "another"
-        )
-    if codes.max() >= len(dataset.manifest.label_names):
-        raise DatasetError(f"{shown(dataset.url)}: label {codes.max()} has no name; make the dataset again")
-    return ids[has_label], codes[has_label]
+    return Coded(option, shown(dataset.url), codes, dataset.manifest.label_names)
 
 
-def _classes(dataset: Dataset, codes: Ids, names: Sequence[str]) -> NDArray[np.int64]:
-    """int64 [N]: positions in `names` of the labels that `codes` stand for in a dataset, -1 for none."""
-    position = {name: place for place, name in enumerate(names)}
-    return np.array([position.get(name, -1) for name in dataset.manifest.label_names], np.int64)[codes]
+def _labelled(dataset: Dataset, classes: Ids) -> Labelled:
+    """Of the classes of all selected samples, those that have one."""
+    is_in = classes >= 0
+    return Labelled(dataset, dataset.selection.all_ids()[is_in], torch.from_numpy(classes[is_in]))

@@ -14,8 +14,8 @@ from dinowds.data.dataset import Dataset
 from dinowds.errors import CheckpointError, ConfigError, DatasetError
 from dinowds.eval.bootstrap import clusters_of
 from dinowds.eval.extract import Extractor
-from dinowds.eval.labelled import Labelled, Task, match_labels
-from dinowds.eval.overlap import find_overlap
+from dinowds.eval.labelled import Labelled, match_labels
+from dinowds.eval.overlap import Overlap, find_overlap
 from dinowds.eval.subjects import Subjects
 from dinowds.world import World
 
@@ -34,7 +34,7 @@ class Split:
     name: str
     """Of the dataset, with that of its subset."""
     vectors: Mapping[str, Tensor]
-    """Model → float32 [N, D], on the device."""
+    """Model → float32 [N, D], on the device; first the trained ones."""
     classes: Tensor
     """int64 [N], 0 … C − 1, on the device."""
     clusters: NDArray[np.int64]
@@ -56,6 +56,14 @@ class Splits:
     """[C], each with training samples."""
     leakage: str
     """What the two share, in words."""
+    checkpoint: str
+    """That the trained models are of."""
+    step: int | None
+    """Of the checkpoint, where it says so."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.test.classes.device
 
 
 def make_splits(
@@ -73,7 +81,9 @@ def make_splits(
     task, notices = match_labels(datasets[TRAIN], datasets[TEST], (TRAIN, TEST))
     for line in notices:
         notice(line)
-    leakage = describe_leakage(task, allow_leakage)
+    overlap = find_overlap(task.test, task.query.dataset, with_payloads=True)
+    nothing = "no slide and no sample in common" if overlap.num_slides else "no sample in common; slides are not known"
+    leakage = describe_leakage(overlap, allow_leakage, nothing)
     total = len(task.query.ids) + len(task.test.ids)
     of_train = _embedded(TRAIN, task.query, subjects, notice, _after(0, total, report))
     of_test = _embedded(TEST, task.test, subjects, notice, _after(len(task.query.ids), total, report))
@@ -81,17 +91,20 @@ def make_splits(
         raise DatasetError(
             f"{TRAIN}: no sample of some label could be read; check them with 'dinowds inspect --verify'"
         )
-    return Splits(of_train, of_test, task.names, leakage)
+    weights = subjects.weights
+    return Splits(of_train, of_test, task.names, leakage, weights.path, weights.step)
 
 
-def describe_leakage(task: Task, is_allowed: bool) -> str:
-    """What test and training data have in common. Raises ConfigError for something, unless that `is_allowed`."""
-    found = find_overlap(task.test, task.query.dataset, with_payloads=True)
+def describe_leakage(found: Overlap, is_allowed: bool, nothing: str) -> str:
+    """What of the test data is in the training data, in words; `nothing` for nothing.
+
+    Raises ConfigError for something, unless that `is_allowed`.
+    """
     if common := found.describe():
         if not is_allowed:
             raise ConfigError(f"{TEST}: {common} are in {TRAIN} too; give others, or --allow-leakage if this is meant")
         return f"{common} are in the training data too"
-    return "no slide and no sample in common" if found.num_slides else "no sample in common; slides are not known"
+    return nothing
 
 
 def unlabelled_vectors(

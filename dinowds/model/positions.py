@@ -29,25 +29,29 @@ def resample_positions(pos_embed: Tensor, rows: int, columns: int, method: str) 
     side = math.isqrt(pos_embed.shape[1] - 1)
     if (rows, columns) == (side, side):
         return pos_embed
-    over_rows, over_columns = (_weights(side, count, method, pos_embed.device) for count in (rows, columns))
+    over_rows, over_columns = _weights(side, rows, columns, method, pos_embed.device).split([rows, columns])
     grid = pos_embed[0, 1:].double().reshape(side, -1)
     resampled = over_columns @ (over_rows @ grid).view(rows, side, -1)
     return torch.cat([pos_embed[:, :1], resampled.flatten(0, 1)[None].to(pos_embed.dtype)], dim=1)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _weights(before: int, after: int, method: str, device: torch.device) -> Tensor:
-    """float64 [after, before] along one axis."""
-    return _kept_weights(before, after, method, device)
+def _weights(before: int, rows: int, columns: int, method: str, device: torch.device) -> Tensor:
+    """float64 [rows + columns, before]: along one axis, and along the other. One tensor, since torch.compile of torch
+    2.14 takes one constant of a name alone.
+    """
+    return _kept_weights(before, rows, columns, method, device)
 
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # what an inference leaves here is for training too
-def _kept_weights(before: int, after: int, method: str, device: torch.device) -> Tensor:
-    # What becomes of a picture with ones on its diagonal, in float32 as consumers compute it.
+def _kept_weights(before: int, rows: int, columns: int, method: str, device: torch.device) -> Tensor:
+    return torch.cat([_along(before, count, method) for count in (rows, columns)]).double().to(device)
+
+
+def _along(before: int, after: int, method: str) -> Tensor:
+    """float32 [after, before]: what becomes of a picture with ones on its diagonal, as consumers compute it."""
     ones = torch.eye(before, dtype=torch.float32, device="cpu")[None, None]
     if method == "dino":
-        found = F.interpolate(ones, scale_factor=((after + 0.1) / before, 1.0), mode="bicubic")
-    else:
-        found = F.interpolate(ones, size=(after, before), mode="bicubic", antialias=method == "timm")
-    return found[0, 0].double().to(device)
+        return F.interpolate(ones, scale_factor=((after + 0.1) / before, 1.0), mode="bicubic")[0, 0]
+    return F.interpolate(ones, size=(after, before), mode="bicubic", antialias=method == "timm")[0, 0]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers import LayerScale
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dinowds.model.architecture import Architecture
-from dinowds.model.blocks import SkippingBlock
+from dinowds.model.blocks import ClassBlock, SkippingBlock
 from dinowds.model.positions import resample_positions
 
 INITIAL_SCALE = 1e-5
@@ -21,7 +21,8 @@ _INIT_STD = 0.02
 
 
 class ImageViT(VisionTransformer):  # type: ignore[misc]
-    """float [N, 3, H, W] → class token [N, D], for any H and W that the patch size divides.
+    """float [N, 3, H, W] → class token [N, D], for any H and W that the patch size divides. The last block computes it
+    alone.
 
     Weights have the names and shapes of the original DINO files. `forward_features` gives the class token, first, and
     those of the patches row by row, [N, 1 + rows · columns, D]. Registers lie between them in the blocks (Darcet et al.
@@ -51,7 +52,7 @@ class ImageViT(VisionTransformer):  # type: ignore[misc]
             reg_tokens=architecture.registers,
             init_values=initial_scale if architecture.layer_scale else None,
             drop_path_rate=drop_path_rate,
-            block_fn=SkippingBlock if drop_path_skips else Block,
+            block_fn=SkippingBlock if drop_path_skips else ClassBlock,
             dynamic_img_size=True,
             weight_init="skip",
             **options,
@@ -60,9 +61,28 @@ class ImageViT(VisionTransformer):  # type: ignore[misc]
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + architecture.grid**2, size.embed_dim))
         self.pos_interpolation = architecture.pos_interpolation
 
-    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, H, W] → [N, D]."""
+        return self.forward_head(self._encode(x, class_only=True))  # type: ignore[no-any-return]
+
+    def forward_features(self, x: Tensor) -> Tensor:
         """[N, 3, H, W] → [N, 1 + rows · columns, D]."""
-        return self._without_registers(super().forward_features(x, attn_mask, is_causal))
+        tokens = self._encode(x, class_only=False)
+        if not self.num_reg_tokens:
+            return tokens
+        return torch.cat([tokens[:, :1], tokens[:, self.num_prefix_tokens :]], dim=1)
+
+    def _encode(self, x: Tensor, class_only: bool) -> Tensor:
+        """All tokens that the blocks have, after the last norm; or the class token, [N, 1, D]."""
+        tokens, mask = self._embed(x)
+        for block in self.blocks:
+            run = partial(checkpoint, block, use_reentrant=False) if self.grad_checkpointing else block
+            tokens = run(tokens, attn_mask=mask, class_only=class_only and block is self.blocks[-1])
+        return self.norm(tokens)  # type: ignore[no-any-return]
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens [N, T, D] of the first block, and which of them are seen: bool [N, 1, 1, T], None for all."""
+        return self._pos_embed(self.patch_embed(x)), None
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """[N, rows, columns, D] → [N, 1 + registers + rows · columns, D], with class token, registers and positions."""
@@ -71,35 +91,25 @@ class ImageViT(VisionTransformer):  # type: ignore[misc]
         patches = x.flatten(1, 2) + positions[:, 1:]
         return torch.cat([*(tokens.expand(len(x), -1, -1) for tokens in prefix), patches], dim=1)
 
-    def _without_registers(self, tokens: Tensor) -> Tensor:
-        if not self.num_reg_tokens:
-            return tokens
-        return torch.cat([tokens[:, :1], tokens[:, self.num_prefix_tokens :]], dim=1)
-
 
 class RegionViT(ImageViT):
     """float [N, rows, columns, C] → class token [N, D]: cells of a region are its tokens. (HIPT, arXiv:2206.02647.)
 
-    Cells that are missing are NaN; no token attends to them. `phi` has the name and shape of HIPT's.
+    Cells that are missing are NaN; no token attends to them, and what comes out for them means nothing. `phi` has the
+    name and shape of HIPT's.
     """
 
     def __init__(self, architecture: Architecture, *args: Any) -> None:
         super().__init__(architecture, *args, embed_layer=_Cells)
         self.phi = nn.Sequential(nn.Linear(architecture.in_dim, architecture.size.embed_dim), nn.GELU())
 
-    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """[N, rows, columns, C] → [N, 1 + rows · columns, D]. Tokens of missing cells mean nothing."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("a region's mask is made from its missing cells")
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of [N, rows, columns, C]."""
         exists = ~x[..., 0].isnan()
         cells = x.nan_to_num(0.0).to(self.pos_embed.dtype)
-        tokens = self._pos_embed(self.phi(cells))
-        # [N, 1, 1, keys], for all heads and queries
-        mask = torch.cat([exists.new_ones(len(x), self.num_prefix_tokens), exists.flatten(1)], dim=1)[:, None, None]
-        for block in self.blocks:
-            run = partial(checkpoint, block, use_reentrant=False) if self.grad_checkpointing else block
-            tokens = run(tokens, attn_mask=mask)
-        return self._without_registers(cast(Tensor, self.norm(tokens)))
+        # For all heads and queries
+        seen = torch.cat([exists.new_ones(len(x), self.num_prefix_tokens), exists.flatten(1)], dim=1)[:, None, None]
+        return self._pos_embed(self.phi(cells)), seen
 
 
 class _Cells(nn.Module):

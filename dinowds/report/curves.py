@@ -225,7 +225,7 @@ def _plot(runs: Sequence[RunFolder], panel: Panel) -> Plot | None:
     if not lines or (panel.title == "What was left out" and not any(max(line.y) for line in lines)):
         return None
     figure = line_figure(lines, "step", panel.y_title, list(_levels(runs, panel)), _can_be_log(lines, panel))
-    height = 360 if panel.is_wide else 270
+    height = (360 if panel.is_wide else 270) + 18 * max(0, len(lines) - 2)  # its legend has more lines
     return Plot(panel.title, figure, f"{panel.title}. {'. '.join(words)}.", panel.note, height, linked=_LINKED)
 
 

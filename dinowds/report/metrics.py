@@ -114,15 +114,20 @@ def _tables(path: Path, metrics: Metrics) -> Iterator[Rows]:
 
 def _table(text: bytes, metrics: Metrics) -> Iterator[Rows]:
     try:
-        rows = pyarrow.json.read_json(
-            pa.BufferReader(text), pyarrow.json.ReadOptions(block_size=max(len(text), 1 << 16))
-        )
+        rows = pyarrow.json.read_json(pa.BufferReader(text))
     except pa.ArrowInvalid:  # a damaged line spoils them all
         rows = _line_by_line(text, metrics)
-    if "step" not in rows.column_names or not pa.types.is_integer(rows["step"].type) or rows["step"].null_count:
+    if not _has_steps(rows):
         rows = _line_by_line(text, metrics)
     if len(rows):
         yield rows
+
+
+def _has_steps(rows: Rows) -> bool:
+    """Whether each line is of a step."""
+    if "step" not in rows.column_names or not pa.types.is_integer(rows["step"].type) or rows["step"].null_count:
+        return False
+    return bool(len(rows) == 0 or pc.min(rows["step"]).as_py() >= 0)
 
 
 def _line_by_line(text: bytes, metrics: Metrics) -> Rows:

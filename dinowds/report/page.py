@@ -60,6 +60,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     """The first cell of a row is its heading."""
 
+    @property
+    def are_numbers(self) -> list[bool]:
+        """Of each column: it has nothing but numbers and gaps, and is aligned on the right."""
+        columns = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.head)
+        return [any(map(_is_number, column)) and not any(isinstance(c, str) for c in column) for column in columns]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -226,6 +232,10 @@ def shown(cell: Cell) -> str:
     return f"{cell:.4g}" if abs(cell) < 1e4 else f"{cell:,.0f}"
 
 
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
 def script_json(content: Any) -> str:
     """JSON that cannot end the script element it stands in, nor begin a comment; what is not finite is null."""
     text = json.dumps(_finite(content), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
@@ -289,7 +299,6 @@ def _packages() -> tuple[Any, str]:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "script_json": lambda content: Markup(script_json(content))}
-    environment.tests["number"] = lambda cell: isinstance(cell, int | float) and not isinstance(cell, bool)
     environment.globals["kind_of"] = lambda block: type(block).__name__
     environment.globals["data_url"] = data_url
     return environment, get_plotlyjs()

@@ -108,7 +108,7 @@ def bar_figure(names: Sequence[str], values: Sequence[float], x_title: str, y_ti
         "hovertemplate": "%{text}: %{x:,}<extra></extra>",
     }
     layout = {
-        "xaxis": {"title": {"text": escaped(x_title)}},
+        "xaxis": {"title": {"text": escaped(x_title)}, "exponentformat": "SI"},
         "yaxis": {
             "title": {"text": escaped(y_title)},
             "autorange": "reversed",
@@ -144,7 +144,7 @@ def histogram_figure(
     ]
     layout = {
         "xaxis": {"title": {"text": escaped(x_title)}},
-        "yaxis": {"title": {"text": escaped(y_title)}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": escaped(y_title)}, "rangemode": "tozero", "exponentformat": "SI"},
         "hovermode": "x unified" if len(series) > 1 else "x",
         "showlegend": len(series) > 1,
     }
@@ -184,7 +184,12 @@ def heat_figure(
         "ygap": 1,
     }
     layout = {
-        "xaxis": {"title": {"text": escaped(x_title)}, **_named_ticks(columns), "showgrid": False},
+        "xaxis": {
+            "title": {"text": escaped(x_title)},
+            **_named_ticks(columns),
+            "showgrid": False,
+            "ticklabeloverflow": "allow",
+        },
         "yaxis": {
             "title": {"text": escaped(y_title)},
             **_named_ticks(rows),

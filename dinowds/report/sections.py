@@ -13,7 +13,7 @@ from dinowds.errors import ConfigError
 from dinowds.model.architecture import Architecture
 from dinowds.model.dino import architecture_of
 from dinowds.model.vit import build_backbone
-from dinowds.report.page import Block, Cell, Columns, Facts, Folded, Notice, Plot, Section, Table, Text
+from dinowds.report.page import Block, Cell, Columns, Facts, Folded, Notice, Plot, Section, Table, Text, shown
 from dinowds.report.plots import heat_figure
 from dinowds.report.runfolder import Alarm, RunFolder
 from dinowds.train.monitor import BAD_SAMPLES_NAME, BAD_STEPS_NAME
@@ -147,7 +147,7 @@ def configurations_section(runs: Sequence[RunFolder]) -> Section:
 
 def summary_table(runs: Sequence[RunFolder]) -> Table:
     """`head_facts` of runs beside each other."""
-    facts = [dict(head_facts(run).pairs) for run in runs]
+    facts = [{name: shown(value) for name, value in head_facts(run).pairs} for run in runs]
     names = dict.fromkeys(name for of_run in facts for name in of_run)
     rows = [(name, *(of_run.get(name) for of_run in facts)) for name in names]
     return Table("The runs", ("", *(run.name for run in runs)), rows)

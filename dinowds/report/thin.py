@@ -42,7 +42,7 @@ class Thinner:
         self._pieces: list[tuple[Values, Values]] = []
 
     def add(self, x: Values, y: Values) -> None:
-        """The next points: x goes on from where it was."""
+        """The next points. x goes on from where it was; points of a damaged file that do not are sorted in."""
         self._pieces.append((x, y))
         self._num_held += len(x)
         if self._num_held > 2 * _SPARE * self._limit:
@@ -57,4 +57,7 @@ class Thinner:
         if not self._pieces:
             return np.empty(0), np.empty(0)
         x, y = (np.concatenate(parts) for parts in zip(*self._pieces, strict=True))
+        if (np.diff(x) < 0).any():
+            order = np.argsort(x, kind="stable")
+            x, y = x[order], y[order]
         return x, y

@@ -6,6 +6,7 @@ import errno
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,11 +24,12 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 State = dict[str, Any]
 """`format_version`, `student`, `teacher`, `optimizer`, `dino_loss` {`center` [1, K]}, `step` (optimizer steps done),
-`epoch` (epochs done), `bad_samples` (replaced so far), `config` (nested dict), `dataset` (sha256 of the index), and two
-that older checkpoints lack: `data`, where the dataset lies (`Dataset.location`), and `about`, plain JSON values for
-whoever uses the weights: `architecture` {`kind`, `embed_dim`, `depth`, `num_heads`, `in_dim`, `patch_size`, `grid`,
-`pos_interpolation`} as in `model.architecture`, `mean` and `std` [3] of images (null for regions), `dataset` {`name`,
-`samples`, `cohorts` {name: samples}, `metadata`}. Loads with `weights_only=True`."""
+`epoch` (epochs done), `bad_samples` (replaced so far), `bad_steps` (not applied so far), `config` (nested dict),
+`dataset` (sha256 of the index), and two that older checkpoints lack: `data`, where the dataset lies
+(`Dataset.location`), and `about`, plain JSON values for whoever uses the weights: `architecture` {`kind`, `embed_dim`,
+`depth`, `num_heads`, `in_dim`, `patch_size`, `grid`, `pos_interpolation`} as in `model.architecture`, `mean` and `std`
+[3] of images (null for regions), `dataset` {`name`, `samples`, `cohorts` {name: samples}, `metadata`}. Loads with
+`weights_only=True`."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -99,10 +101,11 @@ def save_checkpoint(folder: Path, state: State, keep: int, best: bool = False) -
     path = checkpoint_path(folder, state["step"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
+        first = folder / BEST_NAME if best else path
+        with atomic_write(first) as file:
             torch.save(state, file)
-        if best:
-            _also_name(path, folder / BEST_NAME)
+        if best:  # named so before: a run that goes on with it has it as its best
+            _also_name(first, path)
         older = [old for old in list_checkpoints(folder) if old.name < path.name]
         for old in older[max(0, keep - 1) :]:
             old.unlink()
@@ -132,16 +135,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
 
 
-def load_checkpoint(path: Path, is_mapped: bool = False) -> State:
+def load_checkpoint(path: Path, is_mapped: bool = False, verify: bool = False) -> State:
     """Read one checkpoint to CPU memory.
 
-    `is_mapped`: its tensors are read as they are used, for who wants little of it.
+    Args:
+        is_mapped: its tensors are read as they are used, for who wants little of it.
+        verify: read it twice, to compare its bytes with their checksums, which torch does not.
 
     Raises:
         CheckpointError: missing, damaged, or not of dinowds.
         OSError: the file system failed; the file may be whole.
     """
     try:
+        if verify and (part := zipfile.ZipFile(path).testzip()):
+            raise zipfile.BadZipFile(part)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -168,7 +175,7 @@ def find_latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     damaged: list[Path] = []
     for path in list_checkpoints(folder):
         try:
-            load_checkpoint(path)
+            load_checkpoint(path, verify=True)
         except CheckpointError as error:
             warn(f"{error}; falling back to the one before")
             damaged.append(path)

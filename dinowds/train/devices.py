@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dinowds.errors import ConfigError
+from dinowds.config import RunConfig
+from dinowds.errors import ConfigError, TrainingError
 from dinowds.world import World, available_cores
 
 _MAX_WORKERS = 16
@@ -94,6 +95,20 @@ def training_attention(device: torch.device, dtype: torch.dtype | None) -> Itera
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+@contextmanager
+def memory_explained(config: RunConfig) -> Iterator[None]:
+    """Say what to change where a GPU's memory is too small. Raises TrainingError in the place of torch's error."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = ". ".join(str(error).split(". ")[:2])
+        raise TrainingError(
+            f"the GPU's memory is full ({reason}); lower train.max_batch_per_device (now "
+            f"{config.train.max_batch_per_device}; the rest is accumulated), or set speed.checkpoint_activations=true; "
+            "in an evaluation, lower tune.knn.batch_size_per_gpu; with several GPUs, speed.sharding=fsdp"
+        ) from None
 
 
 def choose_num_workers(asked: int | None, world: World, device: torch.device) -> int:

@@ -31,30 +31,37 @@ _WAITING = datetime.timedelta(minutes=30)
 
 
 @contextmanager
-def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the ranks of `world` (NCCL on GPUs, Gloo on CPUs); nothing for a single process.
+def process_group(world: World, device: torch.device | Callable[[], torch.device]) -> Iterator[torch.device]:
+    """Join the ranks of `world` (NCCL on GPUs, Gloo on CPUs), with nothing to join for a single process. Yields what
+    this rank computes on.
 
     If one of them fails meanwhile, all end within a minute and tell the first error. So whatever can fail on one rank
     alone belongs in here.
+
+    Args:
+        device: or what chooses it, which may fail on one rank alone, too.
 
     Raises:
         LostRank: another rank failed.
         ConfigError: the ranks are not alike.
         TrainingError: not all of them came.
     """
+    choose = device if callable(device) else lambda: device
     if world.size == 1:
-        yield
+        yield choose()
         return
     store = _meet(world)
     with Peers(world, store) as peers:
+        backend = "gloo"
         try:
-            _check_devices(world, device, store)
-            backend = "nccl" if device.type == "cuda" else "gloo"
+            own = choose()
+            _check_devices(world, own, store)
+            backend = "nccl" if own.type == "cuda" else "gloo"
             td.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=_WAITING)
-            yield
+            yield own
         except BaseException as error:
             told = peers.tell(error)
-            if device.type == "cpu":
+            if backend == "gloo":
                 _leave_group()  # NCCL would wait for what is under way; it ends with the process
             if told is error:
                 raise
@@ -85,6 +92,17 @@ def _check_devices(world: World, device: torch.device, store: Store) -> None:
         raise ConfigError(
             f"rank {world.rank} computes on {device.type}, rank 0 on {first}; look at the GPUs of its host "
             f"({socket.gethostname()}) with 'dinowds doctor'"
+        )
+    if device.type == "cuda":
+        check_own_gpu(world, str(torch.cuda.get_device_properties(device).uuid), store)
+
+
+def check_own_gpu(world: World, uuid: str, store: Store) -> None:
+    """Raise ConfigError where another rank has this GPU: NCCL would speak of an invalid usage."""
+    if store.add(f"gpu/{uuid}", 1) > 1:
+        raise ConfigError(
+            f"rank {world.rank} has no GPU of its own, another rank computes on the same; start one process for each "
+            f"GPU that 'dinowds doctor' shows on {socket.gethostname()}"
         )
 
 

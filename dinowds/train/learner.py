@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 
 from dinowds.config import RunConfig
 from dinowds.model.dino import DinoModel, architecture_of, build_pair, num_prototypes
@@ -78,11 +79,19 @@ def models_on(config: RunConfig, device: torch.device) -> tuple[DinoModel, DinoM
     """`initial_models` on `device`, the same on all ranks, made to compute as the configuration says."""
     models = [dist.synchronise_batch_norm(model.to(device), device) for model in initial_models(config)]
     if config.train.compile:
-        for block in [block for model in models for block in model.backbone.blocks]:
-            block.compile()
+        _compile_blocks([block for model in models for block in model.backbone.blocks])
     student, teacher = models
     student.backbone.set_grad_checkpointing(config.speed.checkpoint_activations)
     return student, teacher
+
+
+def _compile_blocks(blocks: list[nn.Module]) -> None:
+    """Blocks share their code, and a kernel of it is made for each rate of dropped paths, for fixed and for varying
+    sizes. Beyond torch's limit of eight the blocks that are left would not be compiled.
+    """
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile()
 
 
 def build_learner(config: RunConfig, student: DinoModel, teacher: DinoModel, device: torch.device) -> Learner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ from dinowds.train.devices import (
     autocast_dtype,
     choose_device,
     choose_num_workers,
+    memory_explained,
     micro_batch_size,
     numerics,
     resolve_precision,
@@ -55,6 +56,10 @@ from dinowds.train.step import StepSettings, train_step
 from dinowds.world import World
 
 
+def no_evaluation() -> None:
+    """For a run that nothing judges."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run leaves when it has done all its steps, or was ended early by an evaluation."""
@@ -70,7 +75,7 @@ def train(
     out: Path,
     config: RunConfig,
     observer: Observer | None = None,
-    evaluation: Evaluation | None = None,
+    evaluation: Callable[[], Evaluation | None] = no_evaluation,
 ) -> Outcome:
     """Pretrain in run folder `out`; goes on where an earlier call with the same arguments stopped.
 
@@ -79,18 +84,20 @@ def train(
     Which rank this is comes from the environment (`World.from_environment`). On SIGINT, SIGTERM or SIGUSR1 the step in
     hand is finished and saved.
 
+    Args:
+        evaluation: makes what judges the models meanwhile; called on every rank when all have met.
+
     Raises:
         StoppedBySignal: stopped early, everything saved.
         DinowdsError: bad input, in one line.
     """
     world = World.from_environment()
-    check_sinks(config)
-    device = choose_device(world)
     with ExitStack() as stack:
-        # First, so that a rank whose host cannot see the data ends them all.
-        stack.enter_context(dist.process_group(world, device))
+        # First, so that a rank whose host has not all that it needs ends them all.
+        device = stack.enter_context(dist.process_group(world, partial(choose_device, world)))
+        check_sinks(config)
         stack.enter_context(numerics(device, config.speed.tf32, config.train.deterministic))
-        run = _prepare(data, out, config, world, device, evaluation)
+        run = _prepare(data, out, config, world, device, evaluation())
         dist.on_rank_0(lambda: check_cap(run.dataset, run.plan))
         dist.on_rank_0(lambda: run.maker.check(run.dataset))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, run.config)))
@@ -98,8 +105,9 @@ def train(
         if world.rank == 0:
             run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
-        run.start()
-        return run.execute(stop)
+        with memory_explained(run.config):
+            run.start()
+            return run.execute(stop)
 
 
 def _prepare(
@@ -144,7 +152,7 @@ class _Run:
         """Decides everything that follows from the arguments; nothing is written and no rank is asked."""
         self.dataset, self.plan, self.out, self.config = dataset, plan, out, config
         self.world, self.device, self.evaluation = world, device, evaluation
-        self.step, self.num_bad = 0, 0
+        self.step, self.num_bad, self.num_bad_steps = 0, 0, 0
         self.ended: str | None = None
         """Why an evaluation ended the run before its last step."""
         self.maker = view_maker(config, device)
@@ -178,9 +186,12 @@ class _Run:
         try:
             load_learner_state(self.learner, state)
             self.step, self.num_bad = int(state["step"]), int(state["bad_samples"])
+            self.num_bad_steps = int(state.get("bad_steps", 0))  # older checkpoints lack them
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not fit this model ({type(error).__name__})") from None
-        if self.config.tune.early_stopping.enable:
+        if state["config"]["tune"] == to_dict(self.config)["tune"]:  # else it is judged anew
             self.ended = state.get("ended")
         if self.evaluation:
             self.evaluation.load_state_dict(state.get("evaluation") or {})
@@ -189,7 +200,8 @@ class _Run:
     def execute(self, stop: StopRequest) -> Outcome:
         """All steps that are left."""
         if self.ended or self.step >= self.end_step:
-            self.observer.message(self.ended or f"nothing left to do: {self.step} of {self.end_step} steps are done")
+            ended = self.ended and f"{self.ended}; with other values of tune.early_stopping it would go on"
+            self.observer.message(ended or f"nothing left to do: {self.step} of {self.end_step} steps are done")
             return self._outcome()
         self.observer.message(self._summary())
         with ExitStack() as stack:
@@ -210,7 +222,7 @@ class _Run:
         journals: list[Journal] = []
 
         def open_journal() -> None:
-            sinks = open_sinks(self.out, self.config, self.step)
+            sinks = open_sinks(self.out, self.config, self.step, self.observer.message)
             journals.append(stack.enter_context(closing(Journal(self.out, self.step, sinks, self.observer.message))))
 
         dist.on_rank_0(open_journal)
@@ -223,6 +235,7 @@ class _Run:
             journals[0] if journals else None,
             self.observer,
             self.num_bad,
+            self.num_bad_steps,
             num_prototypes,
             capacity_of(self.config, num_prototypes, self.world, self.device),
             self._last_checkpoint,
@@ -272,14 +285,16 @@ class _Run:
             recorder.record(self.step, metrics, values, item.batch, item.waited)
             verdict = self._evaluate(recorder)
             self.ended = verdict.stop
-            is_over = self.step == self.end_step or recorder.stopping or verdict.stop is not None
-            if self._due() or is_over or verdict.is_best:
-                recorder.flush()
-                self.num_bad = recorder.num_bad
+            is_over = self.step == self.end_step or verdict.stop is not None
+            is_due = is_over or verdict.is_best or self._due()
+            ends_epoch = self.step % self.steps_per_epoch == 0
+            if is_due or ends_epoch or recorder.stopping:
+                recorder.flush()  # which may tell that some rank was asked to stop
+            if is_due or recorder.stopping:
+                self.num_bad, self.num_bad_steps = recorder.num_bad, recorder.num_bad_steps
                 state = self._state()
                 dist.on_rank_0(partial(self.writer.save, state, verdict.is_best))
-            if self.step % self.steps_per_epoch == 0:
-                recorder.flush()
+            if ends_epoch:
                 recorder.end_epoch(self.step)
             if is_over or recorder.stopping:
                 return
@@ -305,6 +320,7 @@ class _Run:
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "bad_samples": self.num_bad,
+            "bad_steps": self.num_bad_steps,
             "evaluation": self.evaluation.state_dict() if self.evaluation else None,
             "ended": self.ended,
             "config": to_dict(self.config),

@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 STUDENT_TEMPERATURE = 0.1
 CENTRE_MOMENTUM = 0.9
 _KOLEO_EPS = 1e-8
+_FAR = -60.0
+"""Logits count as no further below the largest: the exponential of it, also divided by the views of any batch, is a
+float32 above 0, so that no view and no prototype is without a share."""
 
 
 def teacher_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
@@ -43,10 +46,9 @@ def sinkhorn_targets(
     scaled = logits.float() / temperature
     # Any number that all ranks agree on can be taken off; the mean of their maxima keeps exp within its range.
     shift, num_ranks = all_reduce(torch.stack([scaled.amax(), scaled.new_ones(())])).unbind()
-    shares = scaled.sub_(shift / num_ranks).exp_()
-    smallest = torch.finfo(shares.dtype).tiny  # a prototype far from all views stays at 0
+    shares = scaled.sub_(shift / num_ranks).clamp_min_(_FAR).exp_()
     for _ in range(num_iterations):
-        shares /= all_reduce(shares.sum((0, 1))).clamp_min_(smallest)
+        shares /= all_reduce(shares.sum((0, 1)))
         shares /= shares.sum(-1, keepdim=True)
     return shares
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from dinowds.files import write_atomic
-from dinowds.train.sinks import Sink, TensorBoard
+from dinowds.train.sinks import Sink, TensorBoard, describe_failure
 
 METRICS_NAME = "metrics.jsonl"
 BAD_SAMPLES_NAME = "bad_samples.jsonl"
@@ -203,8 +203,7 @@ class Journal:
                 act(sink)
             except Exception as error:  # of a package or a server of others
                 self._sinks.remove(sink)
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self._tell(f"{sink.name} failed and gets no more figures of this run ({reason})")
+                self._tell(describe_failure(sink.name, error))
 
 
 def keep_steps_until(path: Path, last_step: int) -> None:

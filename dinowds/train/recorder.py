@@ -43,17 +43,20 @@ class Recorder:
         journal: Journal | None,
         observer: Observer,
         num_bad: int,
+        num_bad_steps: int,
         num_prototypes: int,
         capacity: Capacity,
         last_checkpoint: Callable[[], Path | None],
     ) -> None:
-        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start. `last_checkpoint`: the
-        newest one when it is whole on disk, called on all ranks at once.
+        """`journal`: None on ranks other than 0. `num_bad`: samples replaced before this start. `num_bad_steps`: steps
+        not applied before it. `last_checkpoint`: the newest one when it is whole on disk, called on all ranks at once.
         """
         self.stopping = False
         """Some rank was asked to stop; all ranks know it after the same step."""
         self.num_bad = num_bad
         """Samples replaced so far, on all ranks."""
+        self.num_bad_steps = num_bad_steps
+        """Steps not applied so far."""
         self._out, self._config, self._journal, self._observer = out, config, journal, observer
         self._steps_per_epoch, self._end_step = steps_per_epoch, end_step
         self._num_prototypes, self._last_checkpoint = num_prototypes, last_checkpoint
@@ -61,7 +64,7 @@ class Recorder:
         self._watch = Watch(config, num_prototypes)
         self._late: _Late | None = None
         self._newest: dict[str, float] = {}
-        self._bad_steps, self._bad_in_a_row = 0, 0
+        self._bad_in_a_row = 0
 
     def is_logged(self, step: int) -> bool:
         """Whether the `step`-th step, from 1, gets a line of metrics.jsonl."""
@@ -137,7 +140,7 @@ class Recorder:
             self._bad_in_a_row = 0
             return
         self._bad_in_a_row += 1
-        self._bad_steps += 1
+        self.num_bad_steps += 1
         path, limit = self._out / BAD_STEPS_NAME, self._config.train.max_bad_steps
         append_lines(path, [{"step": late.step, "loss": str(figures["loss"]), "keys": late.keys}])
         if self._bad_in_a_row == 1:
@@ -165,7 +168,7 @@ class Recorder:
             "epoch": (step - 1) / self._steps_per_epoch,
             **self._stopwatch.read(),
             "bad_samples": self.num_bad,
-            "bad_steps": self._bad_steps,
+            "bad_steps": self.num_bad_steps,
         }
 
     def _report(self, step: int) -> None:

@@ -34,7 +34,9 @@ def shard(model: DinoModel, device: torch.device) -> None:
 
 
 def _own_memory(_module: nn.Module, _inputs: object, features: Tensor) -> Tensor:
-    """Class tokens are a view of all tokens; torch warns of views of sharded modules, which must not be changed."""
+    """Class tokens are a view of the last norm's tokens; torch warns of views of sharded modules, which must not be
+    changed.
+    """
     return features.clone()
 
 

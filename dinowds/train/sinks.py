@@ -10,7 +10,7 @@ import importlib
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -61,19 +61,36 @@ def check_sinks(config: RunConfig) -> None:
             )
 
 
-def open_sinks(folder: Path, config: RunConfig, resumed_step: int) -> list[Sink]:
+def open_sinks(
+    folder: Path, config: RunConfig, resumed_step: int, tell: Callable[[str], None] = lambda _: None
+) -> list[Sink]:
     """Those that a run with this configuration writes to; they go on with what they have from before `resumed_step`.
+
+    Args:
+        tell: takes a line on one that cannot begin, as without its server, and is left out.
 
     Raises:
         ConfigError: as `check_sinks`.
     """
     check_sinks(config)
-    sinks: list[Sink] = [TensorBoard(folder, resumed_step)]
+    ways: dict[str, Callable[[], Sink]] = {TensorBoard.name: lambda: TensorBoard(folder, resumed_step)}
     if config.wandb.enable:
-        sinks.append(Wandb(folder, config.wandb, to_dict(config)))
+        ways[Wandb.name] = lambda: Wandb(folder, config.wandb, to_dict(config))
     if config.mlflow.enable:
-        sinks.append(Mlflow(folder, config.mlflow, to_dict(config)))
+        ways[Mlflow.name] = lambda: Mlflow(folder, config.mlflow, to_dict(config))
+    sinks = []
+    for name, begin in ways.items():
+        try:
+            sinks.append(begin())
+        except Exception as error:  # of a package or a server of others
+            tell(describe_failure(name, error))
     return sinks
+
+
+def describe_failure(name: str, error: Exception) -> str:
+    """A line on a sink that is left out."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{name} failed and gets no more figures of this run ({reason})"
 
 
 class TensorBoard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.embed.support import write_weights
 from tests.eval.support import make_labelled
 from tests.support import TINY_RUN
 
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 QUICK = ("--resamples", "10", "--workers", "0", "--batch-size", "16")
 
 
@@ -86,14 +88,29 @@ def test_eval_features__without_labels(dataset_path: Path, tmp_path: Path, call_
 
 
 def test_eval__mistakes_are_one_line(folder: Path, call_dinowds: Call) -> None:
-    train = folder / "train" / "dataset"
+    train, run = folder / "train" / "dataset", ("-c", folder / "run")
     same = ("--train", train, "--test", train)
     for arguments, message in (
-        (same, "--test: 4 of its 4 slides ('train0', 'train1', 'train2' and 1 more) and 24 of its 24 samples ("),
-        ((*data(folder), "--student", "--both"), "--student is given with --both; give one of them"),
-        ((*data(folder), "--temperature", "0"), "--temperature is 0, expected more than 0"),
-        (("--train", folder / "none", "--test", train), "none: no such dataset"),
+        ((*run, *same), "--test: 4 of its 4 slides ('train0', 'train1', 'train2' and 1 more) and 24 of its 24 samples"),
+        ((*run, *data(folder), "--student", "--both"), "--student is given with --both; give one of them"),
+        ((*data(folder), "--both"), "--both goes with --checkpoint, the weights"),
+        (data(folder), f"--checkpoint is missing: --train {train} is a dataset; give the weights to embed it with"),
+        ((*run, *data(folder), "--temperature", "0"), "--temperature is 0, expected more than 0"),
+        ((*run, "--train", folder / "none", "--test", train), "none: no such dataset"),
     ):
-        code, out, err = call_dinowds("eval", "knn", "-c", folder / "run", *arguments, *QUICK)
+        code, out, err = call_dinowds("eval", "knn", *arguments, *QUICK)
         assert (code, out, err.count("\n")) == (1, "", 1), err
         assert message in err
+
+
+def test_eval__examples_of_the_page_are_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_dinowds: Call
+) -> None:
+    """Each ends for want of its checkpoint, not as a wrong usage."""
+    monkeypatch.chdir(tmp_path)
+    commands = [line for line in PAGE.read_text().splitlines() if line.startswith("dinowds eval ")]
+    assert len(commands) == 3
+    for command in commands:
+        code, _, err = call_dinowds(*shlex.split(command)[1:])
+        assert code == 1, command
+        assert "runs/patch: no such file of weights" in err, command

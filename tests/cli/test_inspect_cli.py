@@ -162,6 +162,28 @@ def test_inspect__url_with_secrets(call: Call, dataset_path: Path) -> None:
             assert server.url in (out + err).replace("\n", "")
 
 
+def test_html__is_the_page_of_a_report(call_dinowds: Call, dataset_path: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_path, tmp_path / "patches"))
+    code, said, err = call_dinowds("inspect", folder, "--html")
+    path = tmp_path / "patches-report.html"
+    assert (code, err) == (0, "")
+    assert said.startswith(f"{path} (")
+    assert said.count("\n") == 1
+    text = path.read_text()
+    assert "<h1>" in text
+    assert "90 images" in text
+    assert call_dinowds("report", folder, "--out", tmp_path / "other.html")[0] == 0
+    assert (tmp_path / "other.html").read_text() == text
+    code, said, err = call_dinowds("inspect", folder, "--html")
+    assert (code, said, err.count("\n")) == (1, "", 1)
+    assert "exists already; give --overwrite" in err
+    assert call_dinowds("inspect", folder, "--html", "--overwrite")[0] == 0
+    code, said, err = call_dinowds("inspect", f"{folder}:fold_0", "--html")
+    assert (code, said, err.count("\n")) == (1, "", 1)
+    assert "has no subset 'fold_0'" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "patches", "patches-report.html"]
+
+
 SMALL = ("crops.global.size=64", "crops.local.size=32", "crops.local.count=3")
 """Overrides that make small sheets."""
 
@@ -324,6 +346,12 @@ def test_crops__of_regions_is_one_line(call: Call, dataset_path: Path, tmp_path:
         (["crops.flip=1"], "KEY=VALUE: goes with --crops N"),
         (["--crops", 2, "--out", "crops.png", "--verify"], "expected no --verify with it"),
         (["--crops", 2, "--out", "crops.png", "--json"], "expected no --json with it"),
+        (["--html", "--crops", 2, "--out", "x.html"], "--html writes a page: expected no --crops with it"),
+        (["--html", "--verify"], "--html writes a page: expected no --verify with it"),
+        (["--html", "--json"], "--html writes a page: expected no --json with it"),
+        (["--html", "--seed", 0], "--seed: goes with --crops N"),
+        (["--html", "--out", "nowhere/x.html"], "nowhere/x.html: cannot be written"),
+        (["--html", "--out", "."], ".: is a folder, expected a file"),
         (["--crops", 0, "--out", "crops.png"], "--crops is 0, expected 1 to 64 samples"),
         (["--crops", 65, "--out", "crops.png"], "--crops is 65, expected 1 to 64 samples"),
         (["--crops", 2, "--out", "crops.jpg"], "--out crops.jpg: expected a name that ends in .png"),

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from dinowds.cli.train import patch
 
 from dinowds.data.dataset import Dataset
+from dinowds.errors import Interrupted
 from tests.reference_root import make_root
 from tests.support import TINY_RUN, dinowds_command, run_dinowds, started
 from tests.train.regions import make_region, make_regions
@@ -184,6 +187,35 @@ def test_train__what_is_missing_is_one_line(dataset_path: Path, tmp_path: Path) 
         result = run_dinowds("train", "patch", *arguments)
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
         assert result.stderr.startswith(f"dinowds: error: {option} is missing: give the ")
+
+
+def test_train__nproc_within_a_rank_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `srun --ntasks 2 dinowds train … --nproc 8`: two runs that know nothing of each other."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(typer.Exit) as end:
+        patch(data="data", out=Path("run"), nproc=8)
+    assert end.value.exit_code == 2
+    assert "--nproc 8 starts ranks, but this is one of 2 already" in capsys.readouterr().err
+
+
+def test_train__a_time_limit_s_signal_before_the_first_step_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Alone it would kill, and the job script would not go on."""
+
+    def send(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr("dinowds.cli.train._train", send)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(Interrupted, match="give the same command again to go on"):
+            patch(data="data", out=tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_train__batch_of_the_reference_is_times_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

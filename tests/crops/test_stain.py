@@ -8,7 +8,7 @@ import pytest
 import skimage.data
 from skimage.color import hed2rgb, rgb2hed
 
-from dinowds.crops.stain import STAINS, optical_density, stain_maps, stained
+from dinowds.crops.stain import STAINS, concentrations, optical_density, stain_maps, stained
 
 Floats = npt.NDArray[np.float64]
 TISSUE = np.ascontiguousarray(skimage.data.immunohistochemistry()[100:180, 200:300])
@@ -99,3 +99,19 @@ def test_optical_density__of_every_grey_level() -> None:
     assert density[0] == density[1] == pytest.approx(np.log(255))
     assert density[255] == 0
     np.testing.assert_allclose(255 * np.exp(-density[1:]), np.arange(1, 256), rtol=1e-5)
+
+
+def test_concentrations__one_and_two_units_of_each_stain() -> None:
+    for stain in range(3):
+        for amount in (1.0, 2.0):
+            pixel = 255 * np.exp(-amount * STAINS[stain])
+            found = concentrations(np.rint(pixel).astype(np.uint8)[None])[0]
+            assert found == pytest.approx(amount * np.eye(3)[stain], abs=0.06)
+    assert concentrations(np.full((1, 3), 255, np.uint8))[0] == pytest.approx([0, 0, 0])
+
+
+def test_concentrations__order_pixels_as_scikit_image() -> None:
+    tissue = np.ascontiguousarray(skimage.data.immunohistochemistry()[:64, :64])
+    ours, theirs = concentrations(tissue).reshape(-1, 3), rgb2hed(tissue).reshape(-1, 3)
+    for stain in (0, 2):  # of eosin there is none, which scikit-image cuts to 0
+        assert np.corrcoef(ours[:, stain], theirs[:, stain])[0, 1] > 0.95

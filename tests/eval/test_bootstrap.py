@@ -37,7 +37,7 @@ def test_figures__are_those_of_scikit_learn(num_classes: int) -> None:
 def test_weighted_figures__are_those_of_samples_drawn_as_often(num_classes: int) -> None:
     shares, labels = scores_of(60, num_classes)
     weights = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (5, 60))).float()
-    for row, figures in zip(weights, WeightedFigures(shares, labels)(weights).tolist(), strict=True):
+    for row, figures in zip(weights, WeightedFigures(shares, labels)(weights.T).tolist(), strict=True):
         repeated = torch.arange(60).repeat_interleave(row.long())
         expected = scores.figures(shares[repeated], labels[repeated])
         assert figures == pytest.approx(list(expected.values()))
@@ -46,16 +46,16 @@ def test_weighted_figures__are_those_of_samples_drawn_as_often(num_classes: int)
 def test_weighted_figures__follow_scikit_learn_s_sample_weights() -> None:
     shares, labels = scores_of(80, 2)
     weights = torch.rand(1, 80, generator=torch.Generator().manual_seed(1))
-    ((accuracy, balanced, area),) = WeightedFigures(shares, labels)(weights).tolist()
+    ((accuracy, balanced, area),) = WeightedFigures(shares, labels)(weights.T).tolist()
     options = {"sample_weight": weights[0].numpy()}
     assert accuracy == pytest.approx(accuracy_score(labels, shares.argmax(1), **options))
     assert balanced == pytest.approx(balanced_accuracy_score(labels, shares.argmax(1), **options))
-    assert area == pytest.approx(roc_auc_score(labels, shares[:, 1], **options))
+    assert area == pytest.approx(roc_auc_score(labels, shares[:, 1], **options), rel=1e-5)
 
 
 def test_weighted_figures__what_a_draw_has_no_samples_for_is_not_defined() -> None:
     shares, labels = scores_of(10, 2)
-    (row,) = WeightedFigures(shares, labels)((labels == 0).float()[None]).tolist()
+    (row,) = WeightedFigures(shares, labels)((labels == 0).float()[:, None]).tolist()
     assert row[0] == row[1]
     assert math.isnan(row[2])
 
@@ -67,17 +67,17 @@ def test_clusters_of__unknown_slides_are_their_own() -> None:
     assert sorted(set(clusters.tolist())) == list(range(5))
 
 
-@pytest.mark.parametrize("values", [1 << 23, 40])
+@pytest.mark.parametrize("values", [1 << 20, 40])
 def test_draws__take_whole_clusters_as_many_as_there_are(monkeypatch: pytest.MonkeyPatch, values: int) -> None:
     clusters = np.array([0, 1, 0, 2, 1, 0, 3])
     draws = Draws(clusters, 50, seed=3)
-    expected = torch.cat(list(draws.weights(torch.device("cpu"))))
+    expected = torch.cat(list(draws.weights(torch.device("cpu"))), dim=1).T
     assert expected.shape == (50, 7)
     for row in expected:
         assert all(len(set(row[clusters == c].tolist())) == 1 for c in range(4))
         assert sum(row[clusters == c][0] for c in range(4)) == 4
     monkeypatch.setattr(bootstrap, "_BLOCK_VALUES", values)
-    torch.testing.assert_close(torch.cat(list(draws.weights(torch.device("cpu")))), expected)
+    torch.testing.assert_close(torch.cat(list(draws.weights(torch.device("cpu"))), dim=1).T, expected)
 
 
 def test_intervals__cover_as_the_normal_approximation_says() -> None:

@@ -14,10 +14,10 @@ from dinowds.errors import ConfigError
 from dinowds.eval.probe import FITS, Solver, choose_solver, hold_out, probe, standardise
 
 
-def blobs(num: int, num_classes: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
+def blobs(num: int, num_classes: int, seed: int, dim: int = 6, apart: float = 1.0) -> tuple[Tensor, Tensor]:
     """Overlapping clouds, of very different spread in each dimension."""
     generator = torch.Generator().manual_seed(seed)
-    middles = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(99))
+    middles = apart * torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(99))
     classes = torch.arange(num) % num_classes
     features = middles[classes] + torch.randn(num, dim, generator=generator)
     return features * torch.logspace(-2, 2, dim) + 5, classes
@@ -47,7 +47,8 @@ def test_fit__going_on_from_another_solution_gives_the_same(solver: Solver) -> N
 
 def test_probe__chooses_on_training_samples_that_it_does_not_fit() -> None:
     """The C whose cross-entropy on the held-out slides is least, and then all training samples."""
-    (train, classes), (test, _) = blobs(90, 3, 0), blobs(40, 3, 1)
+    # in so many dimensions the largest C learns noise by heart
+    (train, classes), (test, _) = (blobs(num, 3, seed, dim=60, apart=0.2) for num, seed in ((90, 0), (40, 1)))
     slides, strengths = np.arange(90) // 6, (0.001, 0.1, 10.0)
     (found,) = probe(train, classes, test, slides, "sklearn", [5], strengths)
     scaled = StandardScaler().fit_transform(train)
@@ -56,7 +57,7 @@ def test_probe__chooses_on_training_samples_that_it_does_not_fit() -> None:
     for strength in strengths:
         model = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(scaled[~held_out], classes[~held_out])
         losses[strength] = log_loss(classes[held_out], model.predict_proba(scaled[held_out]))
-    assert found.strength == min(losses, key=lambda strength: losses[strength])
+    assert found.strength == min(losses, key=lambda strength: losses[strength]) < 10
     (whole,) = probe(train, classes, test, slides, "sklearn", [0], [found.strength])
     torch.testing.assert_close(found.shares, whole.shares)
 

@@ -128,7 +128,7 @@ def test_skipping_block__gradients_are_those_of_the_samples_that_were_taken() ->
 @pytest.mark.parametrize("kind", ["image", "region"])
 def test_build_backbone__skips_in_both_kinds(kind: str) -> None:
     vit, views = _skipping(kind)
-    with batch_sizes(vit.blocks[0].attn) as first, batch_sizes(vit.blocks[1].attn) as last:
+    with batch_sizes(vit.blocks[0].mlp) as first, batch_sizes(vit.blocks[1].mlp) as last:
         vit(views)
     assert (first, last) == ([8], [4])  # the first block drops none
 

@@ -105,8 +105,3 @@ def test_region_vit__cells_become_tokens_row_by_row(vit: ImageViT) -> None:
 def test_region_vit__float16_cells_are_taken_exactly(vit: ImageViT) -> None:
     cells = regions(2, 0.2).half()
     assert torch.equal(vit(cells), vit(cells.float()))
-
-
-def test_region_vit__another_mask_is_refused(vit: ImageViT) -> None:
-    with pytest.raises(ValueError, match="missing cells"):
-        vit(regions(1, 0.0), attn_mask=torch.ones(1, 1))

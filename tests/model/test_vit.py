@@ -135,3 +135,70 @@ def test_attention__is_torchs_own_kernel(kind: str, monkeypatch: pytest.MonkeyPa
     views = torch.randn(2, 3, 32, 32) if kind == "image" else torch.randn(2, 4, 4, 5)
     build_backbone(newer(kind))(views)
     assert masks == [None if kind == "image" else (2, 1, 1, 21)] * 2
+
+
+@pytest.mark.parametrize("kind", ["image", "region"])
+@pytest.mark.parametrize("is_newer", [False, True])
+@pytest.mark.parametrize("drop_path_skips", [False, True])
+@pytest.mark.parametrize("saves_memory", [False, True])
+def test_forward__is_the_class_token_of_all_tokens_and_so_are_its_gradients(
+    kind: str, is_newer: bool, drop_path_skips: bool, saves_memory: bool
+) -> None:
+    """With the same random numbers. In float64, where other orders of sums do not show."""
+    architecture = newer(kind) if is_newer else newer(kind, 0, False)
+    vit = randomised(build_backbone(architecture, 0.5, drop_path_skips=drop_path_skips, initial_scale=0.5))
+    vit.double().train().set_grad_checkpointing(saves_memory)
+    found, expected = (_outcome(vit, views_of(kind), class_only) for class_only in (True, False))
+    assert found.keys() == {"token", "inputs", *dict(vit.named_parameters())}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def _outcome(vit: ImageViT, views: Tensor, class_only: bool) -> dict[str, Tensor]:
+    """The class tokens, and the gradients of something that depends on each of them."""
+    torch.manual_seed(1)
+    vit.zero_grad()
+    inputs = views.clone().requires_grad_()
+    token = vit(inputs) if class_only else vit.forward_features(inputs)[:, 0]
+    (token * torch.linspace(-1, 1, token.numel(), dtype=token.dtype).view_as(token)).sum().backward()
+    gradients = {"inputs": inputs, **dict(vit.named_parameters())}
+    return {
+        "token": token.detach(),
+        **{name: value.grad for name, value in gradients.items() if value.grad is not None},
+    }
+
+
+def views_of(kind: str) -> Tensor:
+    """float64, of 6 samples; some cells of regions are missing."""
+    generator = torch.Generator().manual_seed(2)
+    if kind == "image":
+        return torch.randn(6, 3, 24, 32, generator=generator, dtype=torch.float64)
+    cells = torch.randn(6, 3, 5, 5, generator=generator, dtype=torch.float64)
+    cells[1, 0, :3] = cells[4] = torch.nan
+    return cells
+
+
+@pytest.mark.parametrize("kind", ["image", "region"])
+def test_forward__computes_one_token_in_the_last_block(kind: str) -> None:
+    vit, seen = build_backbone(newer(kind)), []
+    for block in vit.blocks:
+        block.mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    views = views_of(kind).float()
+    vit(views)
+    num_tokens = 5 + (12 if kind == "image" else 15)
+    assert seen == [num_tokens, 1]
+    vit.forward_features(views)
+    assert seen[2:] == [num_tokens] * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["image", "region"])
+def test_forward__in_bf16_is_as_near_to_float64_as_all_tokens_are(kind: str) -> None:
+    vit = randomised(build_backbone(newer(kind), initial_scale=0.5)).double()
+    views = views_of(kind)
+    exact = vit(views)
+    vit.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        alone, among_all = vit(views.float()), vit.forward_features(views.float())[:, 0]
+    errors = [float((token - exact).norm() / exact.norm()) for token in (alone, among_all)]
+    assert errors[0] < 1.5 * errors[1] < 0.03

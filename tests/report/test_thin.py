@@ -53,3 +53,12 @@ def test_thinner__pieces_are_as_the_whole(piece: int) -> None:
     assert {(1234.0, 50.0), (2345.0, -50.0)} <= set(zip(thin_x.tolist(), thin_y.tolist(), strict=True))
     assert (np.diff(thin_x) > 0).all()
     np.testing.assert_allclose(np.interp(x[::100], thin_x, thin_y).mean(), y.mean(), atol=2.5)
+
+
+def test_thinner__points_out_of_order_are_sorted_in() -> None:
+    thinner = Thinner(10)
+    for first in (500, 0, 250):
+        thinner.add(np.arange(first, first + 400.0), np.arange(400.0))
+    thin_x, _ = thinner.points()
+    assert len(thin_x) <= 10
+    assert (np.diff(thin_x) >= 0).all()

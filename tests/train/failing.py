@@ -76,17 +76,23 @@ SCENARIOS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
     "leaves late": (lambda: None, after(1.5, lambda: None)),
     "stopped": (after(0.3, stop), stop),
     "other device": (talk, lambda: None),
+    "no device": (talk, talk),
     "gathers": (gather, gather),
 }
+
+
+def device_of(name: str, rank: int) -> torch.device:
+    if name == "no device" and rank == 1:
+        raise ConfigError("local rank 1 has no GPU of its own")
+    return torch.device("meta" if name == "other device" and rank == 1 else "cpu")
 
 
 def run_rank(name: str, rank: int, port: int, output: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
     peers.INTERVAL, peers.PATIENCE, peers.GRACE = 0.05, 10, 0.5
-    device = torch.device("meta" if name == "other device" and rank == 1 else "cpu")
     try:
-        with dist.process_group(World.from_environment(), device):
+        with dist.process_group(World.from_environment(), lambda: device_of(name, rank)):
             SCENARIOS[name][rank]()
     except (TrainingError, OutputError, StoppedBySignal, ConfigError) as error:
         sys.stdout.write(f"{type(error).__name__}: {error}\n")

@@ -17,7 +17,14 @@ import torch
 
 from dinowds.errors import OutputError
 from dinowds.train import checkpoint
-from dinowds.train.checkpoint import Writer, checkpoint_path, find_latest, list_checkpoints, load_checkpoint
+from dinowds.train.checkpoint import (
+    Writer,
+    checkpoint_path,
+    find_latest,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def state(step: int, size: int = 10) -> dict[str, Any]:
@@ -112,6 +119,46 @@ def test_save__best_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: p
     writer.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-00000002.pt"]
     assert step_of(tmp_path / "best.pt") == 1
+
+
+def test_save__killed_between_its_two_names_leaves_no_step_that_is_better_than_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise SystemExit
+
+    save_checkpoint(tmp_path, state(3), keep=2)
+    monkeypatch.setattr(os, "link", kill)
+    with pytest.raises(SystemExit):
+        save_checkpoint(tmp_path, state(4), keep=2, best=True)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [3]
+    assert step_of(tmp_path / "best.pt") == 4
+
+
+@pytest.mark.parametrize("damage", ["one bit", "a hole", "cut short", "empty", "no zip", "other pickle"])
+def test_find_latest__passes_over_a_damaged_one(tmp_path: Path, damage: str) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, state(step, 1 << 16), keep=3)
+    newest = checkpoint_path(tmp_path, 2)
+    content = bytearray(newest.read_bytes())
+    middle = len(content) // 2
+    if damage == "one bit":
+        content[middle] ^= 1
+    elif damage == "a hole":
+        content[middle : middle + 4096] = bytes(4096)
+    elif damage == "other pickle":
+        torch.save({"model": torch.zeros(3)}, newest)
+        content = bytearray(newest.read_bytes())
+    else:
+        content = {"cut short": content[:middle], "empty": bytearray(), "no zip": bytearray(b"none" * 99)}[damage]
+    newest.write_bytes(content)
+    warnings: list[str] = []
+    found = find_latest(tmp_path, warnings.append)
+    assert found is not None
+    assert step_of(found) == 1
+    assert len(warnings) == 1
+    assert newest.name in warnings[0]
+    assert newest.with_name(newest.name + ".damaged").exists()
 
 
 def test_find_latest__is_never_the_best(tmp_path: Path) -> None:

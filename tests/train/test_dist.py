@@ -7,12 +7,16 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore
 
-from dinowds.errors import TrainingError
-from dinowds.train.dist import all_gather_tensors, on_rank_0, process_group
+from dinowds.config import PatchConfig
+from dinowds.errors import ConfigError, TrainingError
+from dinowds.train.dist import all_gather_tensors, check_own_gpu, on_rank_0, process_group
+from dinowds.train.loop import train
 from dinowds.world import World
 from tests.train.ranks import start_ranks
 
@@ -113,6 +117,20 @@ def test_process_group__ranks_on_other_devices(ends: Ends) -> None:
     assert all("rank 1 computes on meta, rank 0 on cpu" in output for _, output in ends["other device"])
 
 
+def test_process_group__rank_without_a_device_ends_all(ends: Ends) -> None:
+    assert [code for code, _ in ends["no device"]] == [1, 1]
+    assert ends["no device"][1][1] == "ConfigError: local rank 1 has no GPU of its own\n"
+    assert "rank 1 failed: local rank 1 has no GPU of its own; the same command goes on" in ends["no device"][0][1]
+
+
+def test_check_own_gpu__two_ranks_on_one_are_told() -> None:
+    store = HashStore()
+    check_own_gpu(World(0, 3), "a", store)
+    check_own_gpu(World(1, 3), "b", store)
+    with pytest.raises(ConfigError, match="rank 2 has no GPU of its own"):
+        check_own_gpu(World(2, 3), "a", store)
+
+
 def test_process_group__port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
@@ -123,3 +141,15 @@ def test_process_group__port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             process_group(World(0, 2), torch.device("cpu")),
         ):
             pass
+
+
+def test_train__ranks_meet_before_any_of_them_opens_what_evaluates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or the others would wait for one that fails there."""
+    with socket.create_server(("", 0)) as taken:
+        for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("MASTER_PORT", taken.getsockname()[1])):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        with pytest.raises(TrainingError, match="did not meet"):
+            train(tmp_path / "data", tmp_path / "run", PatchConfig(), evaluation=lambda: pytest.fail("too early"))

@@ -13,8 +13,10 @@ from dinowds.config import load_config
 from dinowds.errors import TrainingError
 from dinowds.train import step as step_module
 from dinowds.train.checkpoint import load_checkpoint
+from dinowds.train.devices import memory_explained
 from dinowds.train.loop import train
 from dinowds.train.loss import dino_loss
+from dinowds.train.monitor import last_figure
 from tests.support import TINY_RUN
 from tests.train.test_resume import Listener, losses
 
@@ -44,6 +46,8 @@ def test_train__goes_on_after_a_step_that_is_not_finite(
     entries = [json.loads(line) for line in (run / "bad_steps.jsonl").read_text().splitlines()]
     assert [(entry["step"], entry["loss"], len(entry["keys"])) for entry in entries] == [(6, "nan", 12), (7, "nan", 12)]
     assert [step for step, loss in losses(run).items() if loss is None] == [6, 7]
+    train(dataset_path, run, load_config(None, [*TINY_RUN, "optim.max_steps=11", "train.max_bad_steps=3"]))
+    assert last_figure(run / "metrics.jsonl", "bad_steps") == 2  # over restarts
 
 
 def test_train__too_many_of_them_in_a_row_end_the_run_with_its_last_good_checkpoint(
@@ -61,6 +65,19 @@ def test_train__too_many_of_them_in_a_row_end_the_run_with_its_last_good_checkpo
     monkeypatch.undo()
     assert train(dataset_path, run, config).step == 20
     assert len((run / "bad_steps.jsonl").read_text()) == 0  # of steps that were made again
+
+
+def test_memory_explained__says_what_to_change() -> None:
+    message = (
+        r"memory is full \(CUDA out of memory. Tried to allocate 2 GiB\); lower train.max_batch_per_device \(now 64;"
+    )
+    with (
+        pytest.raises(TrainingError, match=message),
+        memory_explained(load_config(None, ["train.max_batch_per_device=64"])),
+    ):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 80 GiB."
+        )
 
 
 def test_train__in_float16_goes_on_with_its_loss_scale(dataset_path: Path, tmp_path: Path) -> None:

@@ -218,6 +218,8 @@ def test_train__killed_rank_of_srun_ends_the_other_within_a_minute(dataset_path:
         ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, World()),  # a batch script, not a step
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World()),
+        # The shell of `salloc --ntasks 8`
+        ({"SLURM_STEP_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, World()),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"},
             World(0, 2, num_hosts=2),
@@ -235,6 +237,12 @@ def test_available_cores__the_tightest_limit(monkeypatch: pytest.MonkeyPatch) ->
     assert available_cores() == 12
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
     assert available_cores() == 5
+
+
+@pytest.mark.parametrize(("name", "text"), [("RANK", ""), ("WORLD_SIZE", "two"), ("LOCAL_RANK", "0.5")])
+def test_world__no_number(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"the environment says {name}={text}, expected a whole number"):
+        World.from_environment({"RANK": "0", "WORLD_SIZE": "2", name: text})
 
 
 def test_world__rank_outside() -> None:
@@ -261,6 +269,8 @@ def test_rendezvous__master_variables_then_slurm() -> None:
     slurm = {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_JOB_ID": "1020007"}
     assert rendezvous(slurm) == ("gpu3", 20007)
     assert rendezvous({**slurm, "MASTER_ADDR": "h", "MASTER_PORT": "5"}) == ("h", 5)
+    with pytest.raises(ConfigError, match="MASTER_PORT=http, expected a whole number"):
+        rendezvous({"MASTER_ADDR": "h", "MASTER_PORT": "http"})
     with pytest.raises(ConfigError, match="MASTER_ADDR and MASTER_PORT are not set"):
         rendezvous({"MASTER_ADDR": "h"})
 

@@ -83,7 +83,7 @@ def test_train__killed_ends_with_the_same_bits(undisturbed: Path, regions_path: 
             return os.kill(os.getpid(), signal.SIGKILL) if step == 11 else {}
         if __name__ == "__main__":
             data, out, *overrides = sys.argv[1:]
-            train(Path(data), Path(out), load_config(None, overrides, "region"), evaluation=Figures(kill))
+            train(Path(data), Path(out), load_config(None, overrides, "region"), evaluation=lambda: Figures(kill))
     """)
     (tmp_path / "script.py").write_text(script)
     arguments: list[str | Path] = [regions_path, tmp_path / "run", *DROPPING, "speed.num_workers=1"]
@@ -107,7 +107,7 @@ def test_train__signal_saves_and_the_same_call_goes_on(undisturbed: Path, region
         return {}
 
     with pytest.raises(StoppedBySignal, match="stopped by SIGTERM after step"):
-        train(regions_path, tmp_path / "run", CONFIG, evaluation=Figures(send))
+        train(regions_path, tmp_path / "run", CONFIG, evaluation=lambda: Figures(send))
     train(regions_path, tmp_path / "run", CONFIG)
     assert losses(tmp_path / "run") == losses(undisturbed)
 

@@ -216,6 +216,18 @@ def test_check_sinks__password_in_the_configuration_is_refused_and_not_shown() -
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("mlflow")
+def test_open_sinks__one_that_cannot_begin_is_told_and_left_out(tmp_path: Path, wandb: FakeWandb) -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("api_key not configured\n(no-tty)")
+
+    wandb.init = refuse  # type: ignore[method-assign]
+    told: list[str] = []
+    sinks = open_sinks(tmp_path, load_config(None, BOTH), 0, told.append)
+    assert [sink.name for sink in sinks] == ["TensorBoard", "MLflow"]
+    assert told == ["W&B failed and gets no more figures of this run (api_key not configured (no-tty))"]
+
+
 @pytest.mark.usefixtures("wandb", "mlflow")
 def test_open_sinks__both(tmp_path: Path) -> None:
     sinks = open_sinks(tmp_path, load_config(None, BOTH), 0)

@@ -133,6 +133,15 @@ def test_train_step__same_step_same_dropped_paths_whatever_came_before() -> None
     assert all(torch.equal(p, q) for p, q in zip(first.student.parameters(), second.student.parameters(), strict=True))
 
 
+def test_train_step__each_step_and_rank_drops_other_paths() -> None:
+    """Of the same weights and views."""
+    student, losses = dataclasses.replace(STUDENT, drop_path_rate=0.5), []
+    for step, rank in ((7, 0), (8, 0), (7, 1)):
+        of_rank = dataclasses.replace(settings(), rank=rank)
+        losses.append(float(train_step(make_learner(student), of_rank, make_views(), step, VALUES)["loss"]))
+    assert len(set(losses)) == 3
+
+
 def test_train_step__stop_request_and_bad_samples_are_counted() -> None:
     learner = make_learner()
     first = train_step(learner, settings(), make_views(), 0, VALUES)

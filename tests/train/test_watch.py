@@ -82,6 +82,14 @@ def test_watch__stuck_at_ln_k_is_told_once(num_prototypes: int, every: int) -> N
     assert 200 <= found[0][0] <= 200 + 2 * every
 
 
+@pytest.mark.parametrize("num_prototypes", PROTOTYPES)
+@pytest.mark.parametrize("figure", ["loss", "teacher_entropy"])
+def test_watch__as_near_to_ln_k_as_runs_that_learn_is_not_stuck(num_prototypes: int, figure: str) -> None:
+    """0.03 nats away with one of the two."""
+    figures = flat(num_prototypes) | {figure: math.log(num_prototypes) - 0.03}
+    assert watch_series(Watch(CONFIG, num_prototypes), (3000, figures)) == []
+
+
 def test_watch__waits_for_the_learning_rate_of_a_long_warmup() -> None:
     """10,000 steps of warmup: 2,000 of them are worth 200 at the full rate."""
     watch = Watch(CONFIG, 65536)
@@ -111,6 +119,11 @@ def test_watch__a_temperature_that_cannot_sharpen_is_a_collapse() -> None:
 def test_watch__one_prototype(num_prototypes: int) -> None:
     parts = [(200, healthy(num_prototypes)), (600, one_prototype(num_prototypes))]
     assert watch_series(Watch(CONFIG, num_prototypes), *parts) == [(260, "one_prototype")]
+
+
+@pytest.mark.parametrize("change", [{"output_perplexity": 1.6}, {"prototypes_in_use": 3}])
+def test_watch__few_prototypes_are_more_than_one(change: dict[str, float]) -> None:
+    assert watch_series(Watch(CONFIG, 1024), (600, one_prototype(1024) | change)) == []
 
 
 @pytest.mark.parametrize(

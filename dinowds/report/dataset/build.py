@@ -38,7 +38,7 @@ def dataset_page(location: str, num_images: int = NUM_IMAGES, seed: int = 0) -> 
     duplicates = find_groups(columns, _TOP_DUPLICATES)
     slides = count_slides(columns)
     title = summary.name if summary.subset is None else f"{summary.name}:{summary.subset}"
-    lead: list[Block] = [counts.head_facts(dataset, summary, duplicates)]
+    lead: list[Block] = [counts.head_facts(summary, duplicates)]
     sections: list[Section | None]
     if not summary.samples:
         return Page(title, f"No samples · {shown(location)}", [files.about_section(dataset, summary)], lead)

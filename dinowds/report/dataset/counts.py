@@ -28,7 +28,7 @@ _MAP_LABELS = 7
 """Labels that maps have colours for."""
 
 
-def head_facts(dataset: Dataset, summary: Summary, duplicates: Duplicates) -> Facts:
+def head_facts(summary: Summary, duplicates: Duplicates) -> Facts:
     """The figures at the page's head."""
     cells = "cells" if summary.kind == "region" else "px"
     size, *others = [size.replace("x", " × ") for size in summary.sizes] or ["–"]
@@ -43,7 +43,6 @@ def head_facts(dataset: Dataset, summary: Summary, duplicates: Duplicates) -> Fa
         ("formats", ", ".join(summary.formats)),
         ("exact duplicates", duplicates.copies),
         ("quarantined", sum(summary.quarantined.values())),
-        ("seed of the shuffle", dataset.manifest.seed if dataset.manifest.shuffled else "not shuffled"),
     ]
     if (spacing := _spacings(summary.metadata)) is not None:
         facts.append(("mpp", spacing))
@@ -191,8 +190,8 @@ def _heat_height(cohorts: int) -> int:
 
 
 def share(part: int, total: int) -> float:
-    """%."""
-    return round(100 * part / max(1, total), 1)
+    """%, three digits."""
+    return float(f"{100 * part / max(1, total):.3g}")
 
 
 def long_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], what: str) -> list[Block]:

@@ -25,6 +25,8 @@ from dinowds.report.page import Block, Cell, Facts, Folded, Plot, Section, Table
 from dinowds.report.page import Columns as Beside
 
 _TOP = 12
+_LEAST = 8
+"""Samples that a histogram is made of."""
 _OF_GROUP = 100
 """Samples of a group of duplicates that are looked at."""
 
@@ -37,14 +39,14 @@ def file_section(summary: Summary, columns: Columns) -> Section:
     sizes = np.array([[*map(int, size.split("x")), count] for size, count in summary.sizes.items()], np.int64)
     sizes = sizes.reshape(-1, 3)
     longer = np.repeat(sizes[:, :2].max(axis=1), sizes[:, 2])
-    if len(np.unique(longer)) > 1:
+    if len(longer) >= _LEAST and len(np.unique(longer)) > 1:
         figure = log_histogram_figure(
             log_histogram(longer, np.zeros(len(longer), np.int64), 1), ("samples",), f"longer side, {unit}", "samples"
         )
         alt = f"Histogram of the longer side: {longer.min():,} to {longer.max():,} {unit}."
         plots.append(Plot("Longer side", figure, alt, height=260))
     groups = main_groups(columns.cohort, list(summary.cohorts))
-    if len(np.unique(columns.size)) > 1:
+    if len(columns) >= _LEAST and len(np.unique(columns.size)) > 1:
         figure = log_histogram_figure(
             log_histogram(columns.size, groups.codes, len(groups.names)), groups.names, "bytes of a sample", "samples"
         )
@@ -69,9 +71,10 @@ def duplicate_section(dataset: Dataset, duplicates: Duplicates) -> Section:
     """Samples with the same bytes."""
     if not duplicates.groups:
         return Section("Duplicates", "duplicates", [Text("No two samples have the same bytes.")])
+    payloads = "One payload is" if duplicates.groups == 1 else f"{duplicates.groups:,} payloads are"
     text = (
-        f"{duplicates.groups:,} payloads are there several times: {duplicates.copies:,} samples are copies of another, "
-        "byte for byte ('dinowds shard --drop-duplicates' leaves them out)."
+        f"{payloads} there several times, byte for byte. Samples that 'dinowds shard --drop-duplicates' would leave "
+        f"out: {duplicates.copies:,}."
     )
     counts = (
         ("in several slides", duplicates.across_slides),
@@ -142,6 +145,7 @@ def about_section(dataset: Dataset, summary: Summary) -> Section:
     facts: list[tuple[str, Cell]] = [
         ("name", dataset.manifest.name),
         ("kind", summary.kind),
+        ("seed of the shuffle", dataset.manifest.seed if dataset.manifest.shuffled else "not shuffled"),
         ("bytes of all shards", format_bytes(summary.num_bytes)),
         ("sha256 of samples.parquet", dataset.manifest.samples_sha256),
     ]

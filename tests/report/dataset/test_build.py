@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -135,16 +136,39 @@ def test_page__without_shards_is_the_index_alone(tmp_path: Path) -> None:
     assert render(found)
 
 
+def test_page__metadata_of_others_is_shown_and_no_error(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    content = json.loads((copy / "manifest.json").read_text())
+    odd = {"dropped": ["x"], "skipped": {"folder": "many"}, "mpp": 0.5, "cohorts": {"red": {"mpp": 0.25}, "b": 3}}
+    content["dinowds"] |= {"metadata": odd | {"withdrawn": 7, HOSTILE: HOSTILE}, "quarantined": {HOSTILE: 4}}
+    (copy / "manifest.json").write_text(json.dumps(content))
+    found = dataset_page(str(copy), num_images=4)
+    assert facts(found)["mpp"] == "0.25, 0.5"
+    assert table(found, "Not in").rows == [
+        ("quarantined", HOSTILE, 4),
+        ("withdrawn", "no longer in the index", 7),
+    ]
+    rows = {row[0]: row[1] for row in table(found, "metadata").rows}
+    assert (rows["dropped"], rows["cohorts.red.mpp"], rows[HOSTILE]) == ('["x"]', "0.25", HOSTILE)
+    content["dinowds"]["metadata"] = {"cohorts": "x", "dropped": 3, "withdrawn_in_shards": "x"}
+    (copy / "manifest.json").write_text(json.dumps(content))
+    assert render(dataset_page(str(copy), num_images=4))
+
+
+def test_page__of_nothing(tmp_path: Path) -> None:
+    found = dataset_page(str(write_index(tmp_path / "d", [])))
+    assert found.subtitle.startswith("No samples")
+    assert render(found)
+
+
 def test_page__of_a_subset_also_remote(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     dataset = Dataset.open(copy)
-    for name, where in (("red", "cohort == 'red'"), ("none", "x == 5")):
-        subset, mask, _ = choose_subset(dataset, name, SubsetOptions(where=where))
-        write_subset(dataset.url, subset, mask, dataset.files)
+    subset, mask, _ = choose_subset(dataset, "red", SubsetOptions(where="cohort == 'red'"))
+    write_subset(dataset.url, subset, mask, dataset.files)
     here = dataset_page(f"{copy}:red", num_images=10)
     assert (here.title, facts(here)["samples"]) == ("dataset:red", 20)
-    assert [row[:2] for row in table(here, "Subsets").rows] == [("none", 0), ("red", 20)]
-    assert dataset_page(f"{copy}:none").subtitle.startswith("No samples")
+    assert [row[:2] for row in table(here, "Subsets").rows] == [("red", 20)]
     with http_server(tmp_path) as server:
         there = dataset_page(f"{server.url.replace('//', '//user:SECRET@')}/copy:red", num_images=10)
     assert facts(there)["samples"] == 20

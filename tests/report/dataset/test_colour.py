@@ -1,4 +1,4 @@
-"""Colours and stains of images, and features of regions."""
+"""Colours, stains and sharpness of images."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from skimage.color import rgb2hed
-from skimage.data import immunohistochemistry
 
-from dinowds.crops.stain import STAINS, concentrations
+from dinowds.crops.stain import concentrations
 from dinowds.data.dataset import Dataset
 from dinowds.report.dataset.colour import MEASURES, THUMBNAIL, measure_colours, measure_image, thumbnail
-from dinowds.report.dataset.regions import Region, colours_of_cells, measure_regions
 from dinowds.shard.kernels import statistics
 from tests.report.dataset.support import make_listed, tinted, two_cohorts
-from tests.train.regions import make_region, make_regions
-
-
-def test_concentrations__one_and_two_units_of_each_stain() -> None:
-    for stain in range(3):
-        for amount in (1.0, 2.0):
-            pixel = 255 * np.exp(-amount * STAINS[stain])
-            found = concentrations(np.rint(pixel).astype(np.uint8)[None])[0]
-            assert found == pytest.approx(amount * np.eye(3)[stain], abs=0.06)
-    assert concentrations(np.full((1, 3), 255, np.uint8))[0] == pytest.approx([0, 0, 0])
-
-
-def test_concentrations__order_pixels_as_scikit_image() -> None:
-    tissue = np.ascontiguousarray(immunohistochemistry()[:64, :64])
-    ours, theirs = concentrations(tissue).reshape(-1, 3), rgb2hed(tissue).reshape(-1, 3)
-    for stain in (0, 2):  # of eosin there is none, which scikit-image cuts to 0
-        assert np.corrcoef(ours[:, stain], theirs[:, stain])[0, 1] > 0.95
 
 
 def test_measure_image__numbers_of_a_known_image() -> None:
@@ -92,30 +71,3 @@ def test_measure_colours__a_shard_that_is_gone(tmp_path: Path) -> None:
     found = measure_colours(Dataset.open(folder), np.arange(5), np.full((5, 2), 32))
     assert len(found.unreadable) == 5
     assert found.values.shape == (0, len(MEASURES))
-
-
-def test_measure_regions__missing_cells_and_lengths(tmp_path: Path) -> None:
-    regions = [make_region(seed, missing=0.1 * seed) for seed in range(6)]
-    dataset = Dataset.open(make_regions(tmp_path, regions))
-    found = measure_regions(dataset, np.arange(6), [1, 4])
-    assert found.sides.tolist() == [6] * 6
-    assert found.channels.tolist() == [8] * 6
-    shares = [float(torch.isnan(region[..., 0]).float().mean()) for region in regions]
-    norms = [float(region[~torch.isnan(region[..., 0])].norm(dim=-1).mean()) for region in regions]
-    numbers = [int(sample.key.split("_")[-2]) for sample in dataset]
-    assert found.missing == pytest.approx([shares[i] for i in numbers])
-    assert found.norms == pytest.approx([norms[i] for i in numbers], rel=1e-3)
-    assert [region.place for region in found.shown] == [1, 4]
-
-
-def test_colours_of_cells__alike_where_features_are() -> None:
-    cells = np.full((5, 5, 8), np.nan, np.float32)
-    random = np.random.default_rng(0)
-    for place, direction in enumerate(random.normal(size=(4, 8))):
-        cells[place] = direction + 0.01 * random.normal(size=(5, 8))
-    (picture,) = colours_of_cells([Region(0, "key", cells)])
-    assert picture[..., 3].tolist() == [[255] * 5] * 4 + [[0] * 5]
-    colours = picture[:4, :, :3].astype(int)
-    within = np.abs(colours - colours[:, :1]).max()
-    between = min(np.abs(colours[i, 0] - colours[j, 0]).max() for i in range(4) for j in range(i))
-    assert within < 40 < between
