@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dinowds.eval.history import EVALUATIONS_NAME, keep_evaluation, run_of
+from dinowds.eval.history import EVALUATIONS_NAME, keep_evaluation, read_evaluations, run_of
 
 
 @pytest.fixture
@@ -35,3 +35,12 @@ def test_keep_evaluation__a_line_each(run: Path, tmp_path: Path) -> None:
         assert keep_evaluation(run / "checkpoints" / "best.pt", {"kind": kind}) == run / EVALUATIONS_NAME
     lines = (run / EVALUATIONS_NAME).read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"kind": "knn"}, {"kind": "linear"}]
+
+
+def test_read_evaluations__and_what_is_damaged(run: Path) -> None:
+    assert read_evaluations(run) == ([], 0)
+    for number in range(2):
+        keep_evaluation(run, {"number": number})
+    with (run / EVALUATIONS_NAME).open("a") as file:
+        file.write('[1]\n{"number": 2')
+    assert read_evaluations(run) == ([{"number": 0}, {"number": 1}], 2)
