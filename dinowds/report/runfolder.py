@@ -23,7 +23,7 @@ from dinowds.train.monitor import BAD_SAMPLES_NAME, BAD_STEPS_NAME, LOG_NAME, ME
 from dinowds.train.watch import Finding, Watch
 
 EVALUATIONS_NAME = "evaluations.jsonl"
-_MOST_LOOKS = 30_000
+_MOST_LOOKS = 10_000
 """Lines that the monitor looks at again; after that, half as many of the following, and again."""
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (.*)")
 _PLANNED = re.compile(r"steps [\d,]+ to ([\d,]+), batch")
