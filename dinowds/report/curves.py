@@ -268,7 +268,9 @@ def _gradients_by_module(run: RunFolder) -> Plot | None:
     figure = line_figure(lines, "step", "L2 norm", log_y=log_y)
     words = ". ".join(f"{name} from {curve.values[0]:.3g} to {curve.last:.3g}" for name, curve in parts.items())
     note = "Blocks from dark (first) to light (last). One that towers above the others is where a run diverges."
-    return Plot("Norms of gradients by part of the model", figure, f"{words}.", note, 420, linked=_LINKED)
+    return Plot(
+        "Norms of gradients by part of the model", figure, f"{words}.", note, 360 + 9 * len(parts), linked=_LINKED
+    )
 
 
 def _others(runs: Sequence[RunFolder]) -> list[Panel]:

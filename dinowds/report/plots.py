@@ -74,7 +74,7 @@ def line_figure(
     ]
     layout = {
         "xaxis": {"title": {"text": escaped(x_title)}},
-        "yaxis": {"title": {"text": escaped(y_title)}, **(_LOG if log_y else _room(lines, levels))},
+        "yaxis": {"title": {"text": escaped(y_title)}, **(_logarithmic(lines) if log_y else _room(lines, levels))},
         "hovermode": "x unified" if len(lines) > 1 else "x",
         "showlegend": len(lines) > 1,
         "shapes": [_rule(level) for level in levels],
@@ -83,7 +83,11 @@ def line_figure(
     return {"data": data, "layout": layout}
 
 
-_LOG = {"type": "log", "tickformat": ",.3~r", "nticks": 6}
+def _logarithmic(lines: Sequence[Line]) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5, or at powers of ten where these would be too many: Plotly's own may cover each other."""
+    values = [value for line in lines for value in line.y if math.isfinite(value)]
+    decades = math.log10(max(values) / min(values)) if values else 0
+    return {"type": "log", "tickformat": ",.3~r", "dtick": "D2" if decades < 3 else math.ceil(decades / 8)}
 
 
 def _room(lines: Sequence[Line], levels: Sequence[Level]) -> dict[str, Any]:
