@@ -74,7 +74,8 @@ def look_sections(run: RunFolder, data: str | None = None) -> list[Section]:
         if dataset.manifest.kind != run.config.kind:
             return [_without(f"{location} holds {dataset.manifest.kind}s, the run needs {run.config.kind}s.")]
         device = choose_device(World())
-        loaded = load_samples(dataset, draw_ids(dataset, _num_points(run.config, device)))
+        side = max(_LARGEST_SIDE, run.config.crops.global_.size)
+        loaded = load_samples(dataset, draw_ids(dataset, _num_points(run.config, device)), side)
         if not loaded.keys:
             return [_without(f"No sample of {location} can be read.")]
         return _sections(run, run.config, loaded, device)

@@ -44,6 +44,8 @@ def make_report(
     """
     kinds = {kind_of(target) for target in targets}
     if kinds == {"run"}:
+        if data is not None and len(targets) > 1:
+            raise ConfigError("--data is for the pictures of one run; leave it out for several")
         path = _free(out or default_out(targets, "run"), overwrite)
         from dinowds.report.run import run_page
 

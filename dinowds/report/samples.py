@@ -14,7 +14,7 @@ from dinowds.data.decode import decode_image
 from dinowds.data.grids import decode_grid
 from dinowds.data.store.store import open_store
 from dinowds.data.subsets.selection import Ids
-from dinowds.embed.patches.stream import runs_of
+from dinowds.embed.patches.stream import fit, runs_of
 from dinowds.errors import SampleError
 
 _MOST_SHARDS = 64
@@ -59,14 +59,20 @@ def draw_ids(dataset: Dataset, count: int, seed: int = 0) -> Ids:
     return dataset.selection.ids(np.sort(chosen))
 
 
-def load_samples(dataset: Dataset, ids: Ids) -> Loaded:
-    """Those of `ids` that can be read.
+def load_samples(dataset: Dataset, ids: Ids, most_side: int = 256) -> Loaded:
+    """Those of `ids` that can be read. Of images larger than `most_side`, px, the middle square is reduced to it.
 
     Raises:
         DatasetError: a shard is missing or cut short.
         StorageError: it lies remote and cannot be read.
     """
-    decode = decode_image if dataset.manifest.kind == "image" else decode_grid
+
+    def decode(payload: bytes) -> NDArray[np.generic]:
+        if dataset.manifest.kind == "region":
+            return decode_grid(payload)
+        image = decode_image(payload)
+        return fit(image, most_side) if min(image.shape[:2]) > most_side else image
+
     store = open_store(dataset)
     loaded = Loaded([], [], {what: [] for what in NAMES})
     for shard, places, positions in dataset.by_shard(ids):

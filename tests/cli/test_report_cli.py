@@ -81,6 +81,7 @@ def test_report__bad_input_is_one_line(call: Call, run: Path, dataset_path: Path
         ((tmp_path / "none",), "no such run folder or dataset"),
         ((run, dataset_path, "--out", tmp_path / "o.html"), "a report shows one dataset, or runs"),
         ((dataset_path, "--data", dataset_path), "--data is for the pictures of a run"),
+        ((run, run, "--data", dataset_path), "--data is for the pictures of one run"),
         ((run, run, "--out", tmp_path / "o.html"), "a run is named twice"),
         ((run, "--out", tmp_path), "is a folder, expected a file"),
         ((run, "--out", tmp_path / "no" / "o.html"), "cannot be written"),

@@ -39,6 +39,10 @@ def test_load_samples__names_and_pixels_belong_together(dataset: Dataset) -> Non
     assert loaded.title(0) == loaded.names["slide"][0]
 
 
+def test_load_samples__large_images_are_reduced(dataset: Dataset) -> None:
+    assert {image.shape for image in load_samples(dataset, draw_ids(dataset, 5), 20).contents} == {(20, 20, 3)}
+
+
 def test_unlike__as_many_slides_as_there_are(dataset: Dataset) -> None:
     loaded = load_samples(dataset, draw_ids(dataset, 90))
     chosen = loaded.of(unlike(loaded, 6))
