@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,9 +52,18 @@ def report(
     """
     from dinowds.report.make import make_report
 
-    with interruptible("make it again"):
+    with interruptible("make it again"), _waiting():
         made = make_report(targets, out, data, overwrite)
     if as_json:
         print_json({"path": made.path, "kind": made.kind, "bytes": made.num_bytes})
     else:
         print(f"{printable(str(made.path))} ({format_bytes(made.num_bytes)})")  # noqa: T201
+
+
+def _waiting() -> AbstractContextManager[Any]:
+    """A sign on a terminal that something goes on: pictures may take a minute."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status("making the page")

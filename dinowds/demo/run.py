@@ -75,7 +75,7 @@ def _train_and_evaluate(
     )
     evaluation = partial(evaluation_of, config, out / data, observer.message)
     outcome = train(out / data, out / run, config, observer, evaluation)
-    for content in read_evaluations(out / run):
+    for content in read_evaluations(out / run)[0]:
         if content.get("kind") == "knn" and content.get("step") == outcome.step:
             return content
     size = f" --image-size {knn.image_size}" if knn.image_size else ""

@@ -33,13 +33,12 @@ def keep_evaluation(checkpoint: str | Path, content: Mapping[str, Any]) -> Path 
     return run / EVALUATIONS_NAME
 
 
-def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """Those of a run folder, oldest first; lines that are no JSON objects are left out."""
-    try:
-        lines = (run / EVALUATIONS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return [content for line in lines if isinstance(content := _parsed(line), dict)]
+def read_evaluations(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """Those of a run folder, oldest first, and the number of lines that cannot be read."""
+    path = run / EVALUATIONS_NAME
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = [content for line in lines if isinstance(content := _parsed(line), dict)]
+    return found, len(lines) - len(found)
 
 
 def _parsed(line: str) -> Any:

@@ -99,6 +99,8 @@ class Plot:
     """Beside the title: what to look for."""
     height: int = 280
     """px."""
+    most_width: int | None = None
+    """px; None for all there is."""
     choices: Sequence[Choice] = ()
     choose: str = "Colour by"
     """Label of the choices."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from dinowds.config import RunConfig, flatten, kind_of, load_config
 from dinowds.errors import ConfigError, DinowdsError
+from dinowds.eval.history import EVALUATIONS_NAME, read_evaluations
 from dinowds.model.dino import num_prototypes
 from dinowds.report.metrics import POINTS, Metrics, Rows, as_floats, read_metrics
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
@@ -22,8 +22,7 @@ from dinowds.train.folder import CHECKPOINTS_NAME, CONFIG_NAME, read_saved
 from dinowds.train.monitor import BAD_SAMPLES_NAME, BAD_STEPS_NAME, LOG_NAME, METRICS_NAME
 from dinowds.train.watch import Finding, Watch
 
-EVALUATIONS_NAME = "evaluations.jsonl"
-_MOST_LOOKS = 30_000
+_MOST_LOOKS = 10_000
 """Lines that the monitor looks at again; after that, half as many of the following, and again."""
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (.*)")
 _PLANNED = re.compile(r"steps [\d,]+ to ([\d,]+), batch")
@@ -114,7 +113,9 @@ def read_run(path: Path, points: int = POINTS) -> RunFolder:
 
     metrics = read_metrics(path / METRICS_NAME, points, look)
     _tell_of_damage(path, metrics, notices)
-    evaluations = _json_lines(path / EVALUATIONS_NAME, notices)
+    evaluations, num_damaged = read_evaluations(path)
+    if num_damaged:
+        notices.append(f"{path / EVALUATIONS_NAME}: {num_damaged:,} lines cannot be read and are left out")
     checkpoints = list_checkpoints(path / CHECKPOINTS_NAME)[::-1]
     data, data_name = _data_of(checkpoints, notices)
     return RunFolder(
@@ -232,24 +233,6 @@ def _log(path: Path) -> Iterator[Said]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if match := _LOG_LINE.fullmatch(line):
             yield Said(match[1], match[2])
-
-
-def _json_lines(path: Path, notices: list[str]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    entries, num_damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict):
-            entries.append(entry)
-        else:
-            num_damaged += 1
-    if num_damaged:
-        notices.append(f"{path}: {num_damaged:,} lines cannot be read and are left out")
-    return entries
 
 
 def _num_lines(path: Path) -> int:

@@ -217,6 +217,7 @@ def _confusion(title: str, entry: Mapping[str, Any], result: Mapping[str, Any]) 
         f"Of {total:,} samples of {len(names)} labels, {right:,} lie on the diagonal.",
         "Colours are shares of the samples of a label.",
         height=side,
+        most_width=side + 160,
     )
     return plot if len(names) > 8 else Columns([plot])
 

@@ -58,6 +58,8 @@ def process_group(world: World, device: torch.device | Callable[[], torch.device
             _check_devices(world, own, store)
             backend = "nccl" if own.type == "cuda" else "gloo"
             td.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=_WAITING)
+            if backend == "gloo":
+                td.barrier()  # where a rank fails while another one still connects, Gloo writes lines of its own
             yield own
         except BaseException as error:
             told = peers.tell(error)

@@ -80,7 +80,8 @@ def test_curves__of_a_long_run_are_small_and_keep_every_peak(tmp_path: Path) -> 
     run = read_run(tmp_path)
     curve = run.metrics.curves["loss"]
     assert len(curve.steps) <= POINTS
-    assert curve.most() == (pytest.approx(9.0, abs=0.1), 54_321)
+    peak, at = curve.most()
+    assert (round(peak), at) == (9, 54_321)
     assert curve.count == run.metrics.last_step == 60_000
     plots = [block for section in curve_sections([run]) for block in section.blocks]
     assert len(script_json([asdict(plot) for plot in plots])) < 2 * 2 * POINTS * 16  # two curves and a share of them
