@@ -29,7 +29,7 @@ def demo(
     ] = None,
 ) -> None:
     """Cut photographs into cohort tars, shard them, pretrain a small ViT, make regions of its features, pretrain a
-    hierarchical ViT on these, compare the features of all, and write pages that show it.
+    hierarchical ViT on these, compare the features of all, and write pictures and pages that show it.
 
     Sixteen photographs that ship with scikit-image, as grey patches of equal mean and contrast; the label of a patch or
     a region is its photograph, and the test's come from the other side of it.
@@ -56,8 +56,8 @@ def demo(
 def _print_result(result: Result) -> None:
     _print_scores("patch", result.patches, result.num_classes)
     _print_scores("region", result.regions, result.num_classes)
-    for page in result.pages:
-        print(page)  # noqa: T201
+    for path in (*result.pictures, *result.pages):
+        print(path)  # noqa: T201
 
 
 def _print_scores(kind: str, evaluation: dict[str, Any], num_classes: int) -> None:

@@ -27,9 +27,7 @@ def write_sheet(
 ) -> None:
     """Draw the views of `count` samples of a dataset, as a run's first visit has them, into the PNG file `out`."""
     from dinowds.config import load_config
-    from dinowds.crops.examples import describe_crops, draw_examples
-    from dinowds.crops.recipe import patch_recipe
-    from dinowds.crops.sheet import contact_sheet
+    from dinowds.crops.examples import example_sheet
     from dinowds.data.dataset import Dataset
     from dinowds.errors import DatasetError
     from dinowds.files import write_atomic
@@ -37,7 +35,6 @@ def write_sheet(
 
     _check_options(count, out, overwrite)
     loaded = load_config(config, overrides)
-    recipe = patch_recipe(loaded.crops)
     renderers = _renderers(names, loaded.crops)
     seed = loaded.train.seed if seed is None else seed
     with interruptible("begin anew"):
@@ -47,14 +44,12 @@ def write_sheet(
                 f"{shown(location)}: holds {opened.manifest.kind} samples, a contact sheet shows the crops of images"
             )
         verify = loaded.data.verify_digests
-        samples = list(draw_examples(opened, count, renderers, recipe, seed, verify, print_notice))
-        details = [f"renderer {', '.join(renderers)}  ·  seed {seed}", *describe_crops(loaded.crops)]
-        title = f"{shown(location)}  ·  {len(samples)} of {len(opened):,} samples"
-        picture = contact_sheet(title, details, recipe.outputs, samples)
+        title = shown(location)
+        picture, drawn = example_sheet(title, opened, count, renderers, loaded.crops, seed, verify, print_notice)
         content = io.BytesIO()
         picture.save(content, "PNG")
         write_atomic(out, content.getvalue())
-    print(f"{out}: {len(samples)} samples, {picture.width} x {picture.height} px")  # noqa: T201
+    print(f"{out}: {drawn} samples, {picture.width} x {picture.height} px")  # noqa: T201
 
 
 def _check_options(count: int, out: Path, overwrite: bool) -> None:

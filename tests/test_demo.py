@@ -96,6 +96,10 @@ def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert result["num_classes"] == len(photo_names()) == 16
+    for picture in result["pictures"]:
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
+    assert [Path(picture).name for picture in result["pictures"]] == ["crops.png", "ihc.png", "chelsea.png"]
     pages = [Path(page) for page in result["pages"]]
     assert [page.name for page in pages] == ["train-report.html", "report.html", "report.html"]
     assert all("</html>" in page.read_text() for page in pages)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dinowds.config import CropsConfig
-from dinowds.crops.recipe import Recipe, Views, sample_generator, sample_views
+from dinowds.crops.recipe import Recipe, Views, patch_recipe, sample_generator, sample_views
 from dinowds.crops.reduction import best_reduction
 from dinowds.crops.render import get_renderer
-from dinowds.crops.sheet import Pixels, Rendering, SheetSample, mean_difference
+from dinowds.crops.sheet import Pixels, Rendering, SheetSample, contact_sheet, mean_difference
 from dinowds.data.dataset import Dataset, Sample
 from dinowds.data.decode import decode_image, decode_reduced
 from dinowds.data.store.store import Store, open_store
@@ -19,6 +20,24 @@ from dinowds.errors import DatasetError, SampleError
 from dinowds.remote.urls import shown
 
 _MAX_SUBSTITUTES = 100
+
+
+def example_sheet(
+    name: str,
+    dataset: Dataset,
+    count: int,
+    renderers: Sequence[str],
+    crops: CropsConfig,
+    seed: int,
+    verify: bool,
+    notice: Callable[[str], None],
+) -> tuple[Image.Image, int]:
+    """A contact sheet, RGB, of `draw_examples`, and the number of samples on it. `name`: of the dataset, for people."""
+    recipe = patch_recipe(crops)
+    samples = list(draw_examples(dataset, count, renderers, recipe, seed, verify, notice))
+    details = [f"renderer {', '.join(renderers)}  ·  seed {seed}", *describe_crops(crops)]
+    title = f"{name}  ·  {len(samples)} of {len(dataset):,} samples"
+    return contact_sheet(title, details, recipe.outputs, samples), len(samples)
 
 
 def draw_examples(

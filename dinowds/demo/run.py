@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from dinowds.config import PatchConfig, RegionConfig, RunConfig
+from dinowds.crops.examples import example_sheet
 from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import MANIFEST_NAME
 from dinowds.data.subsets.choose import SubsetOptions, choose_subset
 from dinowds.data.subsets.subset import write_subset
-from dinowds.demo.photos import CELL_SIZE, photo_names, write_cohorts, write_labels, write_lattices
+from dinowds.demo.photos import CELL_SIZE, photo_folder, photo_names, write_cohorts, write_labels, write_lattices
 from dinowds.embed.patches.job import PatchOptions
 from dinowds.embed.regions.embed import embed_regions
 from dinowds.embed.regions.ways import RegionOptions
+from dinowds.eval.attend.run import AttendOptions, attend
 from dinowds.eval.evaluate import EvalOptions, evaluate_knn
 from dinowds.eval.history import keep_evaluation, read_evaluations
 from dinowds.eval.subjects import ModelOptions
 from dinowds.eval.tune import evaluation_of
+from dinowds.files import atomic_write
 from dinowds.report.make import make_report
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.shard.choice import Choice
@@ -30,6 +33,10 @@ from dinowds.train.monitor import Observer
 REGION_SIZE, STRIDE = 6 * CELL_SIZE, CELL_SIZE
 """px."""
 SPLITS = ("train", "test")
+NUM_EXAMPLES = 4
+"""Samples whose views are drawn."""
+LOOKED_AT = ("ihc.png", "chelsea.png")
+"""Photographs, whole and in their colours; patches of them, grey, are trained on."""
 SOME, SOME_SHARE = "some", 1 / 3
 """The subset that is classified while a run goes on, to save time, and its share of the samples."""
 
@@ -43,6 +50,8 @@ class Result:
     """Of the patch run's teacher and student, and of baselines: as `eval.evaluate.Evaluation.to_json`."""
     regions: dict[str, Any]
     """The same of the region run."""
+    pictures: list[str]
+    """PNG files: views of samples, and what the patch run's teacher looks at in photographs."""
     pages: list[str]
     """HTML files."""
 
@@ -57,8 +66,9 @@ def run_demo(out: Path, patch_config: PatchConfig, region_config: RegionConfig, 
         _make_dataset(out, f"lattice-{split}", labels, write_lattices, observer)
         _make_regions(out, split, observer)
     regions = _train_and_evaluate(out, "regions-train", "regions-test", "region-run", region_config, observer)
+    pictures = [_draw_views(out, patch_config, observer), *_draw_attention(out, observer)]
     pages = [_make_page(out / name, observer) for name in ("train", "run", "region-run")]
-    return Result(len(photo_names()), patches, regions, pages)
+    return Result(len(photo_names()), patches, regions, pictures, pages)
 
 
 def _train_and_evaluate(
@@ -120,6 +130,26 @@ def _make_regions(out: Path, split: str, observer: Observer) -> None:
     )
     options = RegionOptions(REGION_SIZE, stride=STRIDE, embedding=PatchOptions(str(out / "run")))
     embed_regions(source, regions, options, notice=observer.message)
+
+
+def _draw_views(out: Path, config: PatchConfig, observer: Observer) -> str:
+    path, data = out / "crops.png", out / "train"
+    observer.message(
+        f"$ dinowds inspect {data} --crops {NUM_EXAMPLES} --out {path} --config configs/demo.yaml --overwrite"
+    )
+    sheet, _ = example_sheet(
+        str(data), Dataset.open(data), NUM_EXAMPLES, ["cpu"], config.crops, config.train.seed, True, observer.message
+    )
+    with atomic_write(path) as file:
+        sheet.save(file, "PNG")
+    return str(path)
+
+
+def _draw_attention(out: Path, observer: Observer) -> list[str]:
+    photos = [str(photo_folder() / name) for name in LOOKED_AT]
+    folder = out / "attention"
+    observer.message(f"$ dinowds attend --checkpoint {out / 'run'} {' '.join(photos)} --out {folder} --overwrite")
+    return [str(drawn.picture) for drawn in attend(photos, folder, AttendOptions(str(out / "run"), overwrite=True))]
 
 
 def _make_page(target: Path, observer: Observer) -> str:
