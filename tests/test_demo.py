@@ -50,7 +50,7 @@ def test_write_cohorts__train_and_test_patches_share_no_pixel(tmp_path: Path) ->
             assert max(x for x, _ in seen[photo]) + PATCH_SIZE <= min(x for x, _ in held_out[photo])
             with Image.open(photo_folder() / name) as image:
                 assert max(x for x, _ in held_out[photo]) + PATCH_SIZE <= image.width
-            assert 0.9 * TRAIN_PATCHES < len(seen[photo]) <= TRAIN_PATCHES
+            assert 0.9 * TRAIN_PATCHES <= len(seen[photo]) <= TRAIN_PATCHES  # some of a black corner
             assert 0.9 * TEST_PATCHES < len(held_out[photo]) <= TEST_PATCHES
 
 
@@ -66,7 +66,7 @@ def test_write_lattices__fill_both_sides_of_each_photograph(tmp_path: Path) -> N
         seen, held_out = members(train_path), members(test_path)
         for photo, places in seen.items():
             columns, rows = ({place[axis] for place in places} for axis in (0, 1))
-            assert len(places) == len(columns) * len(rows)
+            assert 0.85 * len(columns) * len(rows) < len(places) <= len(columns) * len(rows)
             assert max(columns) == CELL_SIZE * (len(columns) - 1)
             assert max(columns) + CELL_SIZE <= min(x for x, _ in held_out[photo])
 
@@ -107,7 +107,8 @@ def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
         with launched() as browser:
             for page in pages:
                 with opened(browser, page) as seen:
-                    check_drawn(seen, WIDE, "light")
+                    num_pictures = check_drawn(seen, WIDE, "light")
+                    assert (num_pictures > 0) == (page.parent.name != "region-run")  # regions have none
     for kind, baseline in (("patches", "raw pixels"), ("regions", "mean of cells")):
         content = result[kind]
         assert content["step"] == 2

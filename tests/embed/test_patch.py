@@ -162,7 +162,7 @@ def test_embed__subset_alone(embed: Embed, tmp_path: Path, weights_path: Path, o
     about = embed(f"{path}:few").about
     rows, expected = read(out), Dataset.open(f"{path}:few")
     assert rows["key"].to_pylist() == [sample.key for sample in expected]
-    assert np.abs(vectors(rows) - plain_tokens(weights_path, all_images(Path(f"{path}:few")))[:, 0]).max() <= 1e-6
+    assert np.abs(vectors(rows) - plain_tokens(weights_path, all_images(Path(f"{path}:few")))[:, 0]).max() <= 5e-6
     assert about["samples"] == len(expected) == sum(about["cohorts"].values())
     assert about["dataset"]["subset"] == "few"
     assert len(list(out.glob("*.parquet"))) == about["shards"] == len(expected.manifest.shards)

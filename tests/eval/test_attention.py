@@ -83,7 +83,7 @@ def test_attention__equals_the_formula_and_changes_no_output(architecture: Archi
     torch.testing.assert_close(of_patches.sum(-1) + rest, torch.ones_like(rest), rtol=0, atol=1e-6)
     assert float(of_patches.std()) > 0.01  # there is something to see
     assert torch.equal(before, after)
-    assert torch.equal(found.features, vit(inputs))
+    torch.testing.assert_close(found.features, vit(inputs))  # of the last block the class token alone
     exists = ~inputs[..., 0].isnan() if architecture.kind == "region" else torch.ones(len(inputs), 4, 3).bool()
     assert torch.equal(found.tokens[exists], before[:, 1:].view(len(inputs), 4, 3, -1)[exists])
 
