@@ -64,7 +64,7 @@ def wait_until_drawn(page: Page) -> None:
 
 
 def check_drawn(seen: Seen, width: int, scheme: str) -> int:
-    """Every plot and every picture is there, without an error or a request, and nothing sticks out. The number of pictures."""
+    """Every plot and every picture is there, without an error or a request, and nothing sticks out. How many pictures."""
     page = seen.page
     assert (seen.errors, seen.requests) == ([], [])
     drawn = page.evaluate(
