@@ -64,7 +64,7 @@ def wait_until_drawn(page: Page) -> None:
 
 
 def check_drawn(seen: Seen, width: int, scheme: str) -> int:
-    """Every plot and every picture is there, without an error or a request, and nothing sticks out. How many pictures."""
+    """Every plot and picture is there, without errors and requests, and nothing sticks out; the number of pictures."""
     page = seen.page
     assert (seen.errors, seen.requests) == ([], [])
     drawn = page.evaluate(
