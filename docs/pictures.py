@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH = 1200
+WIDTH, GAP = 1200, 32
 """px."""
-PLOTS = ("#learning .plot", "#quality .plot")
+PLOTS = ("#learning figure", "#quality figure")
 """Of a run's page: the first of each section, the loss and the nearest neighbours."""
 
 
@@ -28,22 +28,22 @@ def shrink(picture: Image.Image, path: Path) -> None:
 
 
 def draw_curves(page: Path) -> Image.Image:
-    """Plots of a run's page, above each other, as a browser shows them."""
+    """Plots of a run's page, beside each other, as a browser shows them."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         view.goto(page.resolve().as_uri())
         shots = []
         for selector in PLOTS:
-            figure = view.locator("figure").filter(has=view.locator(selector)).first
+            figure = view.locator(selector).first
             figure.locator(".main-svg").first.wait_for()
             shots.append(Image.open(io.BytesIO(figure.screenshot())).convert("RGB"))
         browser.close()
-    whole = Image.new("RGB", (max(shot.width for shot in shots), sum(shot.height for shot in shots)), "white")
-    top = 0
+    whole = Image.new("RGB", (sum(shot.width + GAP for shot in shots), max(shot.height for shot in shots)), "white")
+    left = 0
     for shot in shots:
-        whole.paste(shot, (0, top))
-        top += shot.height
+        whole.paste(shot, (left, 0))
+        left += shot.width + GAP
     return whole
 
 

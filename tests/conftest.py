@@ -12,8 +12,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two test processes share two cores
 
 import pytest
+from playwright.sync_api import Browser
 
 from dinowds.data.dataset import Dataset
+from tests.browser import CHROMIUM, NO_BROWSER, launched
 from tests.servers import s3, s3_endpoint
 from tests.support import make_dataset
 
@@ -27,6 +29,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DINOWDS_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests of a process: playwright's calls allow no second one."""
+    if CHROMIUM is None:
+        pytest.skip(NO_BROWSER)
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from dinowds.demo.photos import (
     write_cohorts,
     write_lattices,
 )
-from tests.browser import CHROMIUM, WIDE, check_drawn, launched, opened
+from tests.browser import CHROMIUM, WIDE, check_drawn, opened
 from tests.support import run_dinowds
 
 
@@ -83,7 +83,7 @@ def test_standardise__flat_patch_is_grey() -> None:
     assert (standardise(np.full((8, 8), 77, np.float32)) == 128).all()
 
 
-def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
+def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     arguments = [
         "demo",
         "--out",
@@ -104,11 +104,11 @@ def test_demo__whole_way_in_a_few_steps_and_again(tmp_path: Path) -> None:
     pages = [Path(page) for page in result["pages"]]
     assert [page.name for page in pages] == ["train-report.html", "report.html", "report.html"]
     if CHROMIUM is not None:
-        with launched() as browser:
-            for page in pages:
-                with opened(browser, page) as seen:
-                    num_pictures = check_drawn(seen, WIDE, "light")
-                    assert (num_pictures > 0) == (page.parent.name != "region-run")  # regions have none
+        browser = request.getfixturevalue("browser")
+        for page in pages:
+            with opened(browser, page) as seen:
+                num_pictures = check_drawn(seen, WIDE, "light")
+                assert (num_pictures > 0) == (page.parent.name != "region-run")  # regions have none
     for kind, baseline in (("patches", "raw pixels"), ("regions", "mean of cells")):
         content = result[kind]
         assert content["step"] == 2

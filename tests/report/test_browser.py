@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,9 @@ from playwright.sync_api import Browser, Page
 from dinowds.report.dataset import dataset_page
 from dinowds.report.page import write_page
 from dinowds.report.run import run_page
-from tests.browser import CHROMIUM, NARROW, NO_BROWSER, WIDE, check_drawn, launched, opened, wait_until_drawn
+from tests.browser import NARROW, WIDE, check_drawn, opened, wait_until_drawn
 from tests.report.dataset.support import make_listed, two_cohorts
 from tests.report.pages import HOSTILE, every_block
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="session")
