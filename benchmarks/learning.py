@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from common import append_result
 from skimage.feature import local_binary_pattern
+from task import Task, load_labelled, raw_pixels
 from torch import Tensor
 
 from dinowds.config import load_config
 from dinowds.data.decode import decode_image
 from dinowds.demo.photos import write_cohorts
-from dinowds.demo.scores import Task, load_labelled, raw_pixels
 from dinowds.shard.build import ShardOptions, build_dataset
 from dinowds.train.learner import initial_models
 from dinowds.train.loop import train

@@ -64,7 +64,7 @@ def _print_scores(kind: str, evaluation: dict[str, Any], num_classes: int) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Which of {num_classes} photographs is this {kind} of? 20-NN, held-out halves")
+    table = Table(title=f"Which of {num_classes} photographs is this {kind} of? 20-NN, held-out sides")
     table.add_column("features", min_width=20)
     table.add_column("accuracy", justify="right")
     table.add_column("", min_width=32)

@@ -21,9 +21,9 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+        table.add_column(Text(printable(column)), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell))) for cell in row))
     return table

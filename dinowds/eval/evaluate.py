@@ -162,12 +162,12 @@ def evaluate_linear(
             if not all(probed.is_converged for probed in found):
                 notice(f"{name}: the probe has not quite converged; its figures may be a little low")
             each = [
-                {"seed": seed, "C": probed.strength, **finite(scores.figures(probed.shares, splits.test.classes))}
+                {"seed": seed, "C": probed.strength, **finite(scores.figures(probed.log_odds, splits.test.classes))}
                 for seed, probed in enumerate(found)
             ]
             middle = sorted(probed.strength for probed in found)[len(found) // 2]
             settings = {"C": middle, "solver": chosen, "seeds": seeds}
-            yield _result(name, settings, [probed.shares for probed in found], splits, draws, each)
+            yield _result(name, settings, [probed.log_odds for probed in found], splits, draws, each)
 
     return _evaluate("linear", train, test, options, results, notice, report)
 
@@ -253,7 +253,7 @@ def _evaluate(
         labels=splits.labels,
         leakage=splits.leakage,
         bootstrap={
-            "of": "slides" if splits.test.num_slides else "samples",
+            "of": _unit(draws.num_clusters, splits.test.num_slides),
             "clusters": draws.num_clusters,
             "resamples": options.resamples,
             "level": LEVEL,
@@ -261,6 +261,13 @@ def _evaluate(
         results=found,
         features=features,
     )
+
+
+def _unit(num_clusters: int, num_slides: int) -> str:
+    """What is drawn: a sample whose slide is unknown is drawn by itself."""
+    if not num_slides:
+        return "samples"
+    return "slides" if num_clusters == num_slides else "slides and samples"
 
 
 def _about(split: Split, labels: Sequence[str]) -> dict[str, Any]:

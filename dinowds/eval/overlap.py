@@ -27,6 +27,8 @@ class Overlap:
     """Of samples with the same payload; looked for where slides are unknown, or where it was asked for."""
     num_samples: int
     """All labelled ones, without repeats."""
+    is_unknown: bool
+    """The slide of some sample, on either side."""
 
     def describe(self) -> str:
         """Part of a sentence; '' for nothing."""
@@ -34,6 +36,12 @@ class Overlap:
         samples = f"{len(self.keys):,} of its {self.num_samples:,} samples ({some(self.keys)})"
         found = [text for text, parts in ((slides, self.slides), (samples, self.keys)) if parts]
         return " and ".join(found)
+
+    def describe_nothing(self) -> str:
+        """The same where nothing was found."""
+        if not self.num_slides:
+            return "slides are not known"
+        return "no slide in common" + (", of those that are known" if self.is_unknown else "")
 
 
 def find_overlap(labelled: Labelled, other: Dataset, with_payloads: bool = False) -> Overlap:
@@ -53,7 +61,7 @@ def find_overlap(labelled: Labelled, other: Dataset, with_payloads: bool = False
         found.update(distinct.filter(pc.is_in(distinct, wanted)).to_pylist())
         is_unknown |= distinct.null_count > 0
     keys, num_samples = _same_payloads(labelled, other) if is_unknown or with_payloads else ([], len(labelled.ids))
-    return Overlap(sorted(found), len(slides), keys, num_samples)
+    return Overlap(sorted(found), len(slides), keys, num_samples, is_unknown)
 
 
 def _same_payloads(labelled: Labelled, other: Dataset) -> tuple[list[str], int]:

@@ -73,6 +73,15 @@ class Linear:
         """Log-probabilities of classes, float64 [M, C]."""
         return _log_shares(torch.addmm(self.bias, features.double(), self.weight.T))
 
+    def log_odds(self, features: Tensor) -> Tensor:
+        """log p / (1 − p) of each class, float64 [M, C]: in the order of the probabilities, of which many are 1 to the
+        last digit where a shift of the data makes logits large.
+        """
+        shares = self.log_shares(features)
+        own = torch.eye(shares.shape[1], dtype=torch.bool, device=shares.device)
+        others = shares[:, None].masked_fill(own, -torch.inf).logsumexp(2)
+        return shares - others
+
 
 def _log_shares(logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:
@@ -134,17 +143,18 @@ FITS: dict[Solver, Fit] = {"sklearn": fit_sklearn, "torch": fit_torch}
 
 def hold_out(classes: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     """Training samples to choose C by, bool [N]: whole groups, about a fifth of each class and at most half of it, so
-    that each class stays among the others too. Groups are taken in random order. Where none can be taken, such as of
-    classes that are one group each, samples are taken by themselves; none where each class has one sample.
+    that each class stays among the others too. Groups are taken in random order. Where none can be taken of a class,
+    such as of one that is one group, its samples are taken by themselves; none of a class of one sample.
 
     Args:
         groups: [N], 0 …: the slide of each sample.
     """
-    for candidates in (groups, np.arange(len(classes))):
-        taken = _take(classes, candidates, seed)
-        if taken.any():
-            return taken
-    return np.zeros(len(classes), bool)
+    taken = _take(classes, groups, seed)
+    missed = np.flatnonzero(~np.isin(classes, classes[taken]))
+    if len(missed):
+        codes = np.unique(classes[missed], return_inverse=True)[1]
+        taken[missed] = _take(codes, np.arange(len(missed)), seed)
+    return taken
 
 
 def _take(classes: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -166,8 +176,8 @@ def _take(classes: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> N
 class Probed:
     """What one seed gives."""
 
-    shares: Tensor
-    """Probabilities of the classes of test samples, float32 [M, C]."""
+    log_odds: Tensor
+    """Of the classes of test samples, float64 [M, C]; see `Linear.log_odds`."""
     strength: float
     """C."""
     is_converged: bool
@@ -206,7 +216,7 @@ def probe(
         if strength not in fitted:
             fitted[strength] = fit(train, train_classes, strength, None)
         solution = fitted[strength]
-        found.append(Probed(solution.log_shares(test).exp().float(), strength, solution.is_converged))
+        found.append(Probed(solution.log_odds(test), strength, solution.is_converged))
     return found
 
 

@@ -82,7 +82,7 @@ def make_splits(
     for line in notices:
         notice(line)
     overlap = find_overlap(task.test, task.query.dataset, with_payloads=True)
-    nothing = "no slide and no sample in common" if overlap.num_slides else "no sample in common; slides are not known"
+    nothing = f"no sample in common; {overlap.describe_nothing()}"
     leakage = describe_leakage(overlap, allow_leakage, nothing)
     total = len(task.query.ids) + len(task.test.ids)
     of_train = _embedded(TRAIN, task.query, subjects, notice, _after(0, total, report))

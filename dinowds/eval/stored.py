@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,7 @@ def stored_splits(train: str, test: str, allow_leakage: bool, notice: Notice) ->
     for line in [*notices, "no baselines are shown: they need images and weights, here are features alone"]:
         notice(line)
     overlap = _overlap(of_test, of_train, test_classes >= 0)
-    nothing = "no slide in common" if overlap.num_slides else "slides are not known"
-    leakage = describe_leakage(overlap, allow_leakage, f"{nothing}; samples are not compared")
+    leakage = describe_leakage(overlap, allow_leakage, f"{overlap.describe_nothing()}; samples are not compared")
     name = of_train.weights.get("which", "features")
     device = choose_device(World())
     return Splits(
@@ -87,7 +87,10 @@ def _read(option: str, location: str, notice: Notice) -> _Stored:
         columns = ["slide", FEATURE, *_labels_of_others(option, location, features.files)]
     tables = list(features.tables(columns))
     vectors = np.concatenate([features.matrix(table).astype(np.float32) for table in tables])
-    table = pa.concat_tables([table.drop_columns([FEATURE]) for table in tables])
+    try:
+        table = pa.concat_tables([table.drop_columns([FEATURE]) for table in tables], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DatasetError(f"{option}: {location}: columns of its files differ in type ({error})") from None
     is_good = np.isfinite(vectors).all(1)
     if num_bad := int((~is_good).sum()):
         notice(f"{option}: {num_bad:,} of {len(is_good):,} samples have no feature and are left out")
@@ -110,15 +113,25 @@ def _codes(column: Any, names: list[str] | None) -> tuple[NDArray[np.int64], lis
     if names is not None:
         found: NDArray[np.int64] = column.fill_null(-1).to_numpy().astype(np.int64)
         return found, names
-    texts = [None if value is None else str(value) for value in column.to_pylist()]
+    texts = [_text(value) for value in column.to_pylist()]
     names = sorted({text for text in texts if text is not None})
     position = {name: place for place, name in enumerate(names)}
     return np.array([-1 if text is None else position[text] for text in texts], np.int64), names
 
 
+def _text(value: Any) -> str | None:
+    """A label; a table with gaps has its integers as floats, and NaN for none."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value is None else str(value)
+
+
 def _overlap(test: _Stored, train: _Stored, is_in: NDArray[np.bool_]) -> Overlap:
     slides = set(test.slides[is_in]) - {None}
-    return Overlap(sorted(slides & set(train.slides)), len(slides), [], int(is_in.sum()))
+    is_unknown = None in set(train.slides) | set(test.slides[is_in])
+    return Overlap(sorted(slides & set(train.slides)), len(slides), [], int(is_in.sum()), is_unknown)
 
 
 def _split(stored: _Stored, classes: NDArray[np.int64], name: str, device: torch.device) -> Split:

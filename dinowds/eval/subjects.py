@@ -58,7 +58,7 @@ class Subjects:
             read_weights(options.checkpoint, which, pos_interpolation=options.pos_interpolation)
             for which in options.which
         ]
-        if len({one.fingerprint for one in weights}) < len(weights):
+        if weights[0].step is None and len({one.fingerprint for one in weights}) < len(weights):
             raise CheckpointError(f"{options.checkpoint}: holds one model, not a teacher and a student; ask for one")
         first = weights[0]
         if options.precision not in PRECISIONS:

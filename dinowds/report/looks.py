@@ -37,6 +37,8 @@ from dinowds.world import World
 FIXED = 6
 """Samples that are looked at over training, and whose neighbours are shown."""
 NEIGHBOURS = 7
+_NO_SPREAD = 1e-9
+"""Standard deviation of features that are all the same, which t-SNE cannot begin with."""
 _MOST_CHECKPOINTS = 6
 MOST_POINTS, _LEAST_POINTS = 2000, 300
 """Of the map of features."""
@@ -72,15 +74,17 @@ def look_sections(run: RunFolder, data: str | None = None) -> list[Section]:
     try:
         dataset = Dataset.open(location)
         if dataset.manifest.kind != run.config.kind:
-            return [_without(f"{location} holds {dataset.manifest.kind}s, the run needs {run.config.kind}s.")]
+            return [_without(f"{dataset.location} holds {dataset.manifest.kind}s, the run needs {run.config.kind}s.")]
         device = choose_device(World())
         side = max(_LARGEST_SIDE, run.config.crops.global_.size)
         loaded = load_samples(dataset, draw_ids(dataset, _num_points(run.config, device)), side)
         if not loaded.keys:
-            return [_without(f"No sample of {location} can be read.")]
+            return [_without(f"No sample of {dataset.location} can be read.")]
         return _sections(run, run.config, loaded, device)
     except (DinowdsError, OSError) as error:
         return [_without(f"{error}. Another copy of the dataset can be given with --data.")]
+    except RuntimeError as error:  # of the device, such as a GPU whose memory the run needs, or of linear algebra
+        return [_without(f"The encoder could not be run ({' '.join(str(error).split())[:200]}).")]
 
 
 def _without(why: str) -> Section:
@@ -140,6 +144,7 @@ def _over_training(
     tokens: list[list[NDArray[np.uint8]]] = []
     for stage in stages:
         seen = look(stage.backbone.to(device), inputs)
+        stage.backbone.cpu()
         maps = seen.attention.mean(1).cpu().numpy()
         of_tokens = (255 * principal_colours(seen.tokens.cpu())).round().byte().numpy()
         attention.append([overlay(image, one, colours) for image, one in zip(shown, maps, strict=True)])
@@ -174,7 +179,7 @@ def _over_training(
 
 
 def features_of(backbone: ImageViT, config: RunConfig, loaded: Loaded, device: torch.device) -> Tensor:
-    """Class tokens, float32 [N, D]; regions must be of one shape, see `_of_one_shape`."""
+    """Class tokens, float32 [N, D]."""
     backbone = backbone.to(device)
     if isinstance(config, PatchConfig):
         side = config.tune.knn.image_size or config.crops.global_.size
@@ -242,13 +247,13 @@ def plane(features: Tensor) -> tuple[NDArray[np.float64], str, tuple[str, str], 
     t-SNE (van der Maaten and Hinton 2008) of the first 50 principal components, where scikit-learn is installed and
     there are samples enough; else the first two principal components.
     """
-    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    unit = torch.nn.functional.normalize(features.double().nan_to_num(), dim=1)
     centred = unit - unit.mean(0)
     vectors, values, _ = torch.linalg.svd(centred, full_matrices=False)
     components = (vectors * values).numpy()
     shares = (values.square() / values.square().sum().clamp_min(1e-12)).tolist()
     tsne = _tsne()
-    if tsne is not None and len(unit) >= 50:
+    if tsne is not None and len(unit) >= 50 and components[:, 0].std() > _NO_SPREAD:
         embedded: NDArray[np.float64] = tsne(init="pca", perplexity=30, random_state=0).fit_transform(
             components[:, :50]
         )

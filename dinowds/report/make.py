@@ -97,6 +97,8 @@ def default_out(targets: Sequence[str], kind: Kind) -> Path:
 
 
 def _free(path: Path, overwrite: bool) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; make it, or give another --out")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file; give another --out")
     if path.exists() and not overwrite:

@@ -193,7 +193,7 @@ def write_page(page: Page, path: Path) -> int:
         ConfigError: the packages of the extra `report` are missing.
         OutputError: it cannot be written.
     """
-    content = render(page).encode()
+    content = render(page).encode(errors="replace")  # names of files need not be UTF-8
     try:
         with atomic_write(path) as file:
             file.write(content)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dinowds.config import RunConfig, flatten, kind_of, load_config
 from dinowds.errors import ConfigError, DinowdsError
@@ -186,9 +187,12 @@ class _Monitor:
         self._stride, self._num_seen, self._num_looked = 1, 0, 0
 
     def look(self, rows: Rows) -> None:
-        if self._watch is None:
+        if self._watch is None or "lr" not in rows.column_names:
             return
-        names = [name for name in rows.column_names if name != "step" and not _is_of_block(name)]
+        rows = rows.filter(pa.array(np.isfinite(as_floats(rows["lr"]))))  # evaluations have lines of their own
+        # A count has always grown between lines that are far apart
+        hidden = {"step"} | ({"bad_steps"} if self._stride > 1 else set())
+        names = [name for name in rows.column_names if name not in hidden and not _is_of_block(name)]
         offset = -self._num_seen % self._stride
         self._num_seen += len(rows)
         steps = rows["step"].to_numpy()[offset :: self._stride].tolist()

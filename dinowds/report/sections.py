@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -260,7 +261,7 @@ def _score(said: Any) -> Cell:
 
 def _value_of(said: Any) -> float:
     value = _number(said.get("value") if isinstance(said, dict) else said)
-    return -1.0 if value is None else float(value)
+    return -1.0 if value is None or math.isnan(value) else float(value)
 
 
 def _number(said: Any) -> int | float | None:

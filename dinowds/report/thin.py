@@ -12,23 +12,24 @@ _SPARE = 4
 
 
 def thin(x: Values, y: Values, limit: int) -> tuple[Values, Values]:
-    """At most `limit` points: the least and the largest of each of equal stretches of x, in the order of x.
+    """At most `limit` points, in the order of x: both ends, and the least and the largest of each of equal stretches.
 
     No peak or dip is lost, which a mean or every n-th point would lose. A curve that is short enough stays as it is.
 
     Args:
         x: [n], ascending.
         y: [n], finite.
-        limit: at least 2.
+        limit: at least 4.
     """
     if len(x) <= limit:
         return x, y
-    num_stretches = limit // 2
+    num_stretches = (limit - 2) // 2
     stretch = np.minimum((x - x[0]) / max(x[-1] - x[0], 1) * num_stretches, num_stretches - 1).astype(np.int64)
     starts = np.flatnonzero(np.diff(stretch, prepend=-1))
     num_of = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(x)))
     extremes = (np.flatnonzero(y == of.reduceat(y, starts)[num_of]) for of in (np.minimum, np.maximum))
     kept = np.zeros(len(x), bool)
+    kept[[0, -1]] = True
     for places in extremes:
         kept[places[np.diff(num_of[places], prepend=-1) > 0]] = True  # the first where several are as low or high
     return x[kept], y[kept]

@@ -139,11 +139,13 @@ class History:
         step = entry.pop("step")
         figures = {name: float(value) for name, value in entry.items() if _is_figure(value)}
         self._step = max(self._step, step)
+        for name in entry:  # one that is not finite has no value now
+            self._figures.pop(name, None)
         self._figures |= figures
         for name in self._names:
             if name in figures:
                 self._series[name].add(figures[name])
-        if "loss" not in figures:  # of an evaluation; the monitor looks at steps alone, as in the run
+        if "loss" not in entry:  # of an evaluation; the monitor looks at steps alone, as in the run
             return
         if figures.get("epoch", 0.0) > 0:
             self._steps_per_epoch = round((step - 1) / figures["epoch"])

@@ -63,7 +63,7 @@ def test_eval_linear__shows_tables_and_saves_nothing_where_asked(folder: Path, c
     code, out, err = call_dinowds("eval", "linear", "-c", checkpoint, *data(folder), "--no-save", *QUICK)
     assert code == 0, err
     for text in (
-        "no slide and no sample in common",
+        "no sample in common; no slide in common",
         "dataset, 24 samples of 4 slides",
         "95%, 10 draws of 4 slides",
         "logistic regression, 3 seeds",

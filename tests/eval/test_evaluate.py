@@ -132,7 +132,7 @@ def test_evaluate_knn__equals_loops_and_scikit_learn(weights: Path, train: Path,
     content = found.to_json()
     assert content["train"] == {"name": "dataset", "samples": 54, "slides": 9, "labels": dict.fromkeys(LABELS, 18)}
     assert content["test"]["slides"] == content["bootstrap"]["clusters"] == 6
-    assert content["leakage"] == "no slide and no sample in common"
+    assert content["leakage"] == "no sample in common; no slide in common"
     assert 1 < content["features"]["rank_me"] < 16
 
 

@@ -32,7 +32,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_find_overlap__of_slides_by_name_whatever_the_cohort(labelled: Labelled, other: Dataset) -> None:
     found = find_overlap(labelled, other)
-    assert found == Overlap(["b", "d"], 4, [], 24)
+    assert found == Overlap(["b", "d"], 4, [], 24, False)
     assert found.describe() == "2 of its 4 slides ('b', 'd')"
 
 

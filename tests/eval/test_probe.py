@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dinowds.errors import ConfigError
+from dinowds.eval import scores
 from dinowds.eval.probe import FITS, Solver, choose_solver, hold_out, probe, standardise
 
 
@@ -33,7 +34,7 @@ def test_probe__is_scikit_learn_s_logistic_regression(solver: Solver, num_classe
     expected = torch.from_numpy(model.predict_proba(scaler.transform(test))).float()
     (found,) = probe(train, classes, test, np.arange(120), solver, [0], [strength])
     assert found.is_converged
-    torch.testing.assert_close(found.shares, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.log_odds.sigmoid().float(), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("solver", ["sklearn", "torch"])
@@ -59,7 +60,7 @@ def test_probe__chooses_on_training_samples_that_it_does_not_fit() -> None:
         losses[strength] = log_loss(classes[held_out], model.predict_proba(scaled[held_out]))
     assert found.strength == min(losses, key=lambda strength: losses[strength]) < 10
     (whole,) = probe(train, classes, test, slides, "sklearn", [0], [found.strength])
-    torch.testing.assert_close(found.shares, whole.shares)
+    torch.testing.assert_close(found.log_odds, whole.log_odds)
 
 
 def test_standardise__a_feature_that_never_changes_is_nothing() -> None:
@@ -93,7 +94,7 @@ def test_probe__of_one_sample_each_is_fit_with_c_1() -> None:
     features = torch.eye(3) * 4
     (found,) = probe(features, torch.arange(3), features, np.arange(3), "torch", [0])
     assert found.strength == 1.0
-    assert found.shares.argmax(1).tolist() == [0, 1, 2]
+    assert found.log_odds.argmax(1).tolist() == [0, 1, 2]
 
 
 def test_choose_solver__by_size_and_by_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +108,23 @@ def test_choose_solver__by_size_and_by_what_is_installed(monkeypatch: pytest.Mon
     assert choose_solver("auto", 1000) == "torch"
     with pytest.raises(ConfigError, match=r"scikit-learn is missing: pip install 'dinowds\[eval\]'"):
         choose_solver("sklearn", 1)
+
+
+def test_probe__a_shift_of_the_data_makes_no_ties() -> None:
+    """Probabilities of all shifted samples are 1 to the last digit; their order stays, whichever label is second."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(200) % 2
+    features = torch.randn(200, 8, generator=generator) + 2 * classes[:, None]
+    for labels in (classes, 1 - classes):
+        (found,) = probe(features, labels, features + 40, np.arange(200), "torch", [0], [100.0])
+        assert float(found.log_odds.sigmoid().float().max(1).values.min()) == 1.0
+        decision = (found.log_odds[:, 1] - found.log_odds[:, 0]).numpy()
+        assert scores.auroc(found.log_odds, labels) == pytest.approx(roc_auc_score(labels.numpy(), decision), abs=1e-9)
+        assert scores.auroc(found.log_odds, labels) > 0.95
+
+
+def test_hold_out__a_class_of_one_slide_among_others() -> None:
+    classes = np.repeat([0, 1], [100, 20])
+    groups = np.concatenate([np.repeat(np.arange(10), 10), np.full(20, 10)])
+    taken = hold_out(classes, groups, 0)
+    assert [int(taken[classes == c].sum()) for c in (0, 1)] == [20, 4]

@@ -69,6 +69,13 @@ def test_plane__of_very_few(count: int) -> None:
     assert np.isfinite(places).all()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, float("nan")])
+def test_plane__of_features_that_are_all_the_same(value: float) -> None:
+    places, how, *_ = looks.plane(torch.full((60, 16), value))
+    assert how == "PCA"
+    np.testing.assert_allclose(places, 0, atol=1e-6)
+
+
 def test_evenly__first_and_last() -> None:
     paths = [Path(str(number)) for number in range(20)]
     assert [int(path.name) for path in looks.evenly(paths, 4)] == [0, 6, 13, 19]

@@ -154,9 +154,11 @@ def test_run_page__of_damaged_files(copy: Path) -> None:
 def test_run_page__alarms_have_causes_and_options(copy: Path) -> None:
     path = copy / "metrics.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text(
-        "".join(json.dumps({**entries[-1], "step": step, "teacher_distance": 0.0}) + "\n" for step in range(1, 400))
-    )
+    lines = []
+    for step in range(1, 400):  # evaluations have lines of their own
+        lines.append({**entries[-1], "step": step, "teacher_distance": 0.0})
+        lines.append({"step": step, "knn/teacher/accuracy": 0.5})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (copy / "bad_samples.jsonl").write_text('{"step": 1}\n' * 3)
     page = run_page([copy])
     alarm = next(block for block in _blocks(page) if isinstance(block, Notice) and "dead student" in block.text.lower())

@@ -65,13 +65,14 @@ def _mappings(value: Any) -> list[Mapping[str, Any]]:
 def cohort_section(summary: Summary, columns: Columns) -> Section:
     """A row for each cohort."""
     num_bytes = np.bincount(columns.cohort, columns.size, minlength=len(summary.cohorts))
+    on_slides = np.bincount(columns.cohort, columns.slide != 0, minlength=len(summary.cohorts)).tolist()
     rows: list[Sequence[Cell]] = [
         (
             name,
             count,
             share(count, summary.samples),
             summary.slides_per_cohort[name] or None,
-            round(count / summary.slides_per_cohort[name], 1) if summary.slides_per_cohort[name] else None,
+            round(on_slides[place] / summary.slides_per_cohort[name], 1) if summary.slides_per_cohort[name] else None,
             round(float(num_bytes[place]) / max(1, count) / 1024, 1),
         )
         for place, (name, count) in enumerate(summary.cohorts.items())

@@ -37,6 +37,8 @@ def region_section(dataset: Dataset, columns: Columns, count: int, seed: int) ->
     groups = main_groups(columns.cohort[places[regions.places]], list(dataset.manifest.cohorts))
     sides, channels = (sorted(set(found.tolist())) for found in (regions.sides, regions.channels))
     cells = regions.sides**2
+    existing = cells * (1 - regions.missing)
+    norm = np.average(np.nan_to_num(regions.norms), weights=existing) if existing.any() else np.nan
     facts = Facts(
         [
             ("regions that were read", len(regions.places)),
@@ -44,7 +46,7 @@ def region_section(dataset: Dataset, columns: Columns, count: int, seed: int) ->
             ("features of a cell", ", ".join(map(str, channels))),
             ("cells that are missing, %", float(100 * np.average(regions.missing, weights=cells))),
             ("regions without a missing cell", int((regions.missing == 0).sum())),
-            ("length of a cell's features, mean", float(np.average(regions.norms, weights=cells))),
+            ("length of a cell's features, mean", float(norm)),
         ]
     )
     blocks.append(facts)

@@ -117,7 +117,6 @@ def sample_section(images: Images, summary: Summary) -> Section:
     by_label = bool((images.label >= 0).any())
     what, counts = ("label", summary.labels) if by_label else ("cohort", summary.cohorts)
     groups = main_groups(images.label if by_label else images.cohort, list(counts), _GALLERIES)
-    known = {**counts, "none": summary.samples_without_label} if by_label else counts
     blocks: list[Block] = [
         Text(f"Drawn at random: {_OF_GALLERY} of each {what}, or fewer. {len(images.rows):,} images were read in all.")
     ]
@@ -125,8 +124,10 @@ def sample_section(images: Images, summary: Summary) -> Section:
         members = np.flatnonzero(groups.codes == code)
         mixed = members[_mixed((images.cohort if by_label else images.slide)[members])][:_OF_GALLERY]
         pictures = [_picture(images, place, by_label) for place in mixed.tolist()]
-        title = "without a label" if by_label and name == "none" else name
-        caption = f"{title} · {known[name]:,} samples" if name in known else title
+        is_none = by_label and bool((images.label[members] < 0).all())
+        title = "without a label" if is_none else name
+        total = summary.samples_without_label if is_none else counts.get(name)
+        caption = title if total is None else f"{title} · {total:,} samples"
         blocks.append(Gallery(caption, pictures, _OF_GALLERY))
     return Section("Samples", "samples", blocks)
 

@@ -1,4 +1,4 @@
-"""What the demo measures: nearest neighbours of features, of patches and of regions."""
+"""Nearest neighbours of features of a dataset of the demo's photographs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from dinowds.demo.photos import photo_names, photo_of
 from dinowds.embed.features import backbone_features
 from dinowds.eval.baselines import flat_pixels
 from dinowds.eval.knn import knn_accuracy
-from dinowds.model.dino import DinoModel
-from dinowds.train.evaluation import Figures
 
 Embed = Callable[[Tensor], Tensor]
 """Samples [N, …] → features [N, D]."""
@@ -29,9 +27,6 @@ class Labelled:
 
     samples: Tensor
     labels: Tensor
-
-    def every(self, stride: int) -> Labelled:
-        return Labelled(self.samples[::stride], self.labels[::stride])
 
 
 @dataclass(frozen=True)
@@ -48,18 +43,6 @@ class Task:
     def accuracy_of(self, backbone: nn.Module) -> float:
         """Of the class token."""
         return self.accuracy(lambda samples: backbone_features(backbone, samples))
-
-    def live(self, every: int, stride: int) -> Figures:
-        """An evaluation for a run: teacher and student every `every` steps, on every `stride`-th sample."""
-        some = Task(self.train.every(stride), self.test.every(stride))
-
-        def figures(_step: int, student: DinoModel, teacher: DinoModel) -> dict[str, float]:
-            return {
-                "knn_teacher": some.accuracy_of(teacher.backbone),
-                "knn_student": some.accuracy_of(student.backbone),
-            }
-
-        return Figures(figures, every)
 
 
 def load_labelled(folder: Path, decode: Callable[[bytes], np.ndarray]) -> Labelled:
