@@ -192,3 +192,13 @@ def test_history__of_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("nonsense: [")
     with pytest.raises(ConfigError, match="cannot be read"):
         History(tmp_path, [])
+
+
+def test_history__a_loss_that_is_not_finite_is_told_and_shown_as_none(run: Path) -> None:
+    append(run, *(line(step, loss=5.0, bad_steps=0.0) for step in range(1, 201)))
+    append(run, *(line(step, loss=None, bad_steps=float(step - 200)) for step in range(201, 212)))
+    history = History(run, ("loss",))
+    history.advance()
+    snapshot = history.snapshot()
+    assert "non_finite_steps" in [told.finding.name for told in snapshot.findings]
+    assert "loss" not in snapshot.figures
