@@ -19,6 +19,8 @@ from dinowds.errors import SampleError
 
 _MOST_SHARDS = 64
 """That are opened."""
+MOST_BYTES = 512 << 20
+"""Of payloads that are read: those of regions are as large in memory."""
 NAMES = ("cohort", "slide", "label")
 NONE = "–"
 
@@ -47,7 +49,7 @@ class Loaded:
 
 
 def draw_ids(dataset: Dataset, count: int, seed: int = 0) -> Ids:
-    """int64 [n], ascending: at most `count` of the selected samples at random, of not too many shards."""
+    """int64 [n], ascending: at most `count` of the selected samples at random, of not too many shards and bytes."""
     random = np.random.default_rng(seed)
     counts = dataset.selection.counts
     shards = np.flatnonzero(counts)
@@ -55,8 +57,9 @@ def draw_ids(dataset: Dataset, count: int, seed: int = 0) -> Ids:
         shards = np.sort(random.choice(shards, _MOST_SHARDS, replace=False))
     firsts = np.cumsum(counts) - counts
     places = np.concatenate([np.empty(0, np.int64), *(firsts[shard] + np.arange(counts[shard]) for shard in shards)])
-    chosen = random.choice(places, min(count, len(places)), replace=False)
-    return dataset.selection.ids(np.sort(chosen))
+    chosen = dataset.selection.ids(np.sort(random.choice(places, min(count, len(places)), replace=False)))
+    num_bytes = sum(sample.size for sample in dataset.samples(chosen))
+    return chosen[:: max(1, -(-num_bytes // MOST_BYTES))]
 
 
 def load_samples(dataset: Dataset, ids: Ids, most_side: int = 256) -> Loaded:

@@ -26,6 +26,12 @@ def test_draw_ids__are_of_the_subset_each_once_and_the_same_again(dataset: Datas
     np.testing.assert_array_equal(draw_ids(dataset, 10_000), np.arange(90))
 
 
+def test_draw_ids__of_large_samples_are_fewer(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_bytes = sum(sample.size for sample in dataset.samples(np.arange(90)))
+    monkeypatch.setattr("dinowds.report.samples.MOST_BYTES", num_bytes // 3)
+    assert 22 <= len(draw_ids(dataset, 90)) <= 30
+
+
 def test_load_samples__names_and_pixels_belong_together(dataset: Dataset) -> None:
     loaded = load_samples(dataset, draw_ids(dataset, 30))
     table = dataset.columns(["key", "cohort", "slide"]).to_pylist()
