@@ -50,8 +50,8 @@ def stored_splits(train: str, test: str, allow_leakage: bool, notice: Notice) ->
     images and weights. What the two share is looked for among slides alone.
 
     Raises:
-        ConfigError: one is a dataset; they are of other weights or lengths, share slides (unless `allow_leakage`), or
-            their labels do not fit.
+        ConfigError: one is a dataset; they are of other weights, settings or lengths, share slides (unless
+            `allow_leakage`), or their labels do not fit.
         DatasetError: they cannot be read.
     """
     of_train, of_test = (_read(option, location, notice) for option, location in ((TRAIN, train), (TEST, test)))
@@ -59,6 +59,12 @@ def stored_splits(train: str, test: str, allow_leakage: bool, notice: Notice) ->
         raise ConfigError(f"{TEST}: {test} has features of {of_test.vectors.shape[1]} values, {TRAIN} of {length}")
     if of_train.weights.get("fingerprint") != of_test.weights.get("fingerprint"):
         raise ConfigError(f"{TEST}: {test} has features of other weights than {TRAIN}; embed both with the same")
+    for setting in ("image_size", "precision"):
+        ours, others = (part.about.get("question", {}).get(setting) for part in (of_test, of_train))
+        if ours != others:
+            raise ConfigError(
+                f"{TEST}: {test} was embedded with {setting} {ours}, {TRAIN} with {others}; embed both with the same"
+            )
     labels, (train_classes, test_classes), notices = match_names(of_train.labels, of_test.labels)
     for line in [*notices, "no baselines are shown: they need images and weights, here are features alone"]:
         notice(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +303,10 @@ def test_evaluate__features_that_do_not_belong_together(
     embed_patches(test, tmp_path / "test", PatchOptions(str(other), image_size=32, workers=0))
     with pytest.raises(ConfigError, match=r"--test: .* has features of other weights than --train"):
         evaluate_knn(features[0], str(tmp_path / "test"), EvalOptions())
+    about = Path(features[1]) / "features.json"
+    shutil.copytree(features[1], tmp_path / "larger")
+    content = json.loads(about.read_text())
+    content["question"]["image_size"] = 64
+    (tmp_path / "larger" / "features.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"--test: .* was embedded with image_size 64, --train with 32"):
+        evaluate_knn(features[0], str(tmp_path / "larger"), EvalOptions())
