@@ -17,7 +17,7 @@ def attend(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...|DATASET[:SUBSET]", help="Image files, or one dataset with --key.", show_default=False
+            metavar="IMAGE...|DATASET[:SUBSET]", help="Image files, or one dataset: samples by --key, or a few.", show_default=False
         ),
     ],
     checkpoint: Annotated[
@@ -109,7 +109,7 @@ def attend(
 
     [dim]dinowds attend --checkpoint runs/patch photo.jpg --out attention[/dim]
 
-    [dim]dinowds attend --checkpoint runs/patch data/patches --key slide-1_1024_2048 --out attention[/dim]
+    [dim]dinowds attend --checkpoint runs/patch data/patches --key slide-1/1024_2048 --out attention[/dim]
 
     [dim]dinowds attend --checkpoint runs/region --patch-checkpoint runs/patch region.png --out attention[/dim]
     """

@@ -180,7 +180,7 @@ class FeatureFigures:
     step: int | None
     dataset: dict[str, Any]
     models: dict[str, dict[str, float]]
-    """Model → `feature_figures`; the trained ones and the untrained one."""
+    """Model → `feature_figures`; the trained ones, and those of `baselines`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
