@@ -17,7 +17,9 @@ def attend(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...|DATASET[:SUBSET]", help="Image files, or one dataset: samples by --key, or a few.", show_default=False
+            metavar="IMAGE...|DATASET[:SUBSET]",
+            help="Image files, or a dataset: samples by --key, or a few.",
+            show_default=False,
         ),
     ],
     checkpoint: Annotated[
