@@ -310,3 +310,21 @@ def test_evaluate__features_that_do_not_belong_together(
     (tmp_path / "larger" / "features.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"--test: .* was embedded with image_size 64, --train with 32"):
         evaluate_knn(features[0], str(tmp_path / "larger"), EvalOptions())
+
+
+def test_evaluate__labels_of_a_table_with_gaps_are_the_integers_that_they_were(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+
+    def write(path: Path, labels: Any, slide: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        rows = [generator.normal(0, 0.1, 4) + (label in (1, 1.0)) for label in labels.to_pylist()]
+        size = len(labels)
+        columns = {"slide": [slide] * size, "x": [0] * size, "y": [0] * size, "label": labels, "feature": rows}
+        pq.write_table(pa.table(columns), path)
+
+    write(tmp_path / "train" / "a.parquet", pa.array([1, 2, 1, 2]), "a")
+    write(tmp_path / "train" / "b.parquet", pa.array([None, None]), "b")  # whose column has no type
+    write(tmp_path / "test.parquet", pa.array([1.0, 2.0, float("nan"), None]), "c")
+    found = evaluate_knn(str(tmp_path / "train"), str(tmp_path / "test.parquet"), EvalOptions(), [1])
+    assert (found.labels, found.train["samples"], found.test["samples"]) == (("1", "2"), 4, 2)
+    assert found.results[0].figures["accuracy"].value == 1
