@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from dinowds.data.loader import load
 from dinowds.data.store.cache import DEFAULT_CACHE, CacheOptions
 from dinowds.data.store.store import Run, Store, open_store
 from dinowds.data.subsets.selection import Ids
-from dinowds.embed.patches.stream import fit, runs_of
+from dinowds.embed.patches.stream import fit, read_ahead, runs_of
 from dinowds.errors import DatasetError, SampleError
 from dinowds.eval.labelled import Labelled
 from dinowds.model.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
@@ -35,9 +34,6 @@ from dinowds.train import dist
 from dinowds.train.devices import autocast_dtype, choose_num_workers, resolve_precision
 from dinowds.train.feed import cache_options
 from dinowds.world import World
-
-_READ_AHEAD = 2
-"""Portions of each loader process that are asked for before they are needed."""
 
 Shape = tuple[int, int, int]
 """Of a decoded sample: rows, columns, channels."""
@@ -272,19 +268,13 @@ class _Source(IterableDataset[Decoded]):
     def __iter__(self) -> Iterator[Decoded]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        return map(self._decoded, self._ahead(islice(self._portions, first, None, stride)))
+        planned = map(self._planned, islice(self._portions, first, None, stride))
+        return map(self._decoded, read_ahead(planned, self._store))
 
-    def _ahead(self, portions: Iterable[Portion]) -> Iterator[_Planned]:
-        waiting: deque[_Planned] = deque()
-        for portion in portions:
-            samples = self._dataset.samples(self._ids[portion.places])
-            by_shard = groupby(samples, key=lambda sample: sample.shard)
-            runs = [run for _, members in by_shard for run in runs_of(list(members))]
-            self._store.expect(dict.fromkeys(runs))
-            waiting.append(_Planned(portion, samples, runs))
-            if len(waiting) > _READ_AHEAD:
-                yield waiting.popleft()
-        yield from waiting
+    def _planned(self, portion: Portion) -> _Planned:
+        samples = self._dataset.samples(self._ids[portion.places])
+        by_shard = groupby(samples, key=lambda sample: sample.shard)
+        return _Planned(portion, samples, [run for _, members in by_shard for run in runs_of(list(members))])
 
     def _decoded(self, planned: _Planned) -> Decoded:
         portion, samples, runs = planned

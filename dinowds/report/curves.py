@@ -33,7 +33,8 @@ class Panel:
     level: Level | None = None
 
 
-_KNN = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC"))
+SCORES = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC"))
+"""Figures of a classification, and what they are called."""
 
 PANELS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
     (
@@ -100,7 +101,7 @@ PANELS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                     label,
                     ((f"knn/teacher/{name}", "teacher"), (f"knn/student/{name}", "student")),
                 )
-                for name, label in _KNN
+                for name, label in SCORES
             ),
             Panel(
                 "RankMe",

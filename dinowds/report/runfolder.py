@@ -19,6 +19,7 @@ from dinowds.eval.history import EVALUATIONS_NAME, read_evaluations
 from dinowds.model.dino import num_prototypes
 from dinowds.report.metrics import POINTS, Metrics, Rows, as_floats, read_metrics
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
+from dinowds.train.diagnostics import GRADIENT_NORM
 from dinowds.train.folder import CHECKPOINTS_NAME, CONFIG_NAME, read_saved
 from dinowds.train.monitor import BAD_SAMPLES_NAME, BAD_STEPS_NAME, LOG_NAME, METRICS_NAME
 from dinowds.train.watch import Finding, Watch
@@ -209,7 +210,7 @@ class _Monitor:
 
 
 def _is_of_block(name: str) -> bool:
-    return name.startswith("gradient_norm/blocks.")
+    return name.startswith(f"{GRADIENT_NORM}blocks.")
 
 
 class _Clock:

@@ -14,6 +14,7 @@ from dinowds.errors import ConfigError
 from dinowds.model.architecture import Architecture
 from dinowds.model.dino import architecture_of
 from dinowds.model.vit import build_backbone
+from dinowds.report.curves import SCORES
 from dinowds.report.page import Block, Cell, Columns, Facts, Folded, Notice, Plot, Section, Table, Text, shown
 from dinowds.report.plots import heat_figure
 from dinowds.report.runfolder import Alarm, RunFolder
@@ -25,7 +26,6 @@ _MOST_STEPS = 6
 """At which an alarm was told, by number."""
 _MOST_CLASSES = 100
 """Of a confusion matrix that can be looked at."""
-_SCORES = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC"))
 
 
 def head_facts(run: RunFolder) -> Facts:
@@ -186,11 +186,11 @@ def _evaluations(title: str, entries: Sequence[tuple[RunFolder, Mapping[str, Any
             str(result.get("model", "?")),
             _settings(result.get("settings")),
             _number(entry.get("step")),
-            *(_score(result.get(name)) for name, _ in _SCORES),
+            *(_score(result.get(name)) for name, _ in SCORES),
         )
         for run, entry, result in results
     ]
-    head = (*(["run"] if of_several else []), "model", "settings", "step", *(label for _, label in _SCORES))
+    head = (*(["run"] if of_several else []), "model", "settings", "step", *(label for _, label in SCORES))
     blocks: list[Block] = [Table(title, head, rows)]
     if leakage := dict.fromkeys(str(entry["leakage"]) for _, entry in entries if entry.get("leakage")):
         blocks.append(Notice("note", f"Train and test: {'; '.join(leakage)}"))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import webdataset as wds
@@ -20,7 +20,7 @@ from dinowds.data.dataset import Dataset, Sample
 from dinowds.data.decode import decode_image, decode_reduced
 from dinowds.data.loader import load
 from dinowds.data.store.runs import join_ranges
-from dinowds.data.store.store import Run, open_store
+from dinowds.data.store.store import Run, Store, open_store
 from dinowds.data.subsets.selection import Ids
 from dinowds.errors import SampleError
 from dinowds.remote.files import shown
@@ -28,7 +28,7 @@ from dinowds.remote.files import shown
 _RUN_SAMPLES = 32
 """Neighbours that are read together, as `data.chunk_size`: some requests at once for a block of a remote shard."""
 _READ_AHEAD = 2
-"""Blocks of each loader process that are asked for before they are needed."""
+"""Blocks, or portions, of each loader process that are asked for before they are needed."""
 
 
 @dataclass
@@ -86,22 +86,14 @@ class ShardBlocks(IterableDataset[Block]):
     def __iter__(self) -> Iterator[Block]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        return map(self._decoded, self._ahead(islice(self._spans(), first, None, stride)))
+        planned = (self._planned(*span) for span in islice(self._spans(), first, None, stride))
+        return map(self._decoded, read_ahead(planned, self._store))
 
     def _spans(self) -> Iterator[tuple[int, range]]:
         for shard in self._shards:
             count = int(self._dataset.selection.counts[shard])
             for first in range(0, max(1, count), self._block_size):
                 yield shard, range(first, min(first + self._block_size, count))
-
-    def _ahead(self, spans: Iterable[tuple[int, range]]) -> Iterator[_Planned]:
-        waiting: deque[_Planned] = deque()
-        for shard, places in spans:
-            waiting.append(self._planned(shard, places))
-            self._store.expect(dict.fromkeys(waiting[-1].runs))
-            if len(waiting) > _READ_AHEAD:
-                yield waiting.popleft()
-        yield from waiting
 
     def _planned(self, shard: int, places: range) -> _Planned:
         samples = self._dataset.samples(shard_ids(self._dataset, shard, places))
@@ -124,6 +116,25 @@ class ShardBlocks(IterableDataset[Block]):
     def _where(self, sample: Sample) -> str:
         """What the store's messages begin with."""
         return f"{shown(self._dataset.shard_url(sample.shard))}: {sample.key}.{sample.ext}"
+
+
+class HasRuns(Protocol):
+    @property
+    def runs(self) -> Sequence[Run]: ...
+
+
+Plan = TypeVar("Plan", bound=HasRuns)
+
+
+def read_ahead(plans: Iterable[Plan], store: Store) -> Iterator[Plan]:
+    """The same plans, of which the store is told to expect the next few before they come."""
+    waiting: deque[Plan] = deque()
+    for plan in plans:
+        store.expect(dict.fromkeys(plan.runs))
+        waiting.append(plan)
+        if len(waiting) > _READ_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def runs_of(samples: Sequence[Sample]) -> list[Run]:

@@ -22,7 +22,7 @@ from dinowds.report.plots import bar_figure, heat_figure
 
 _MOST_ROWS, _MOST_BARS = 200, 24
 _MOST_HEAT = (24, 30)  # rows and columns
-_TOP_SLIDES, _SLIDE_MAPS, _TOP_DUPLICATES = 12, 6, 12
+_TOP_SLIDES, _SLIDE_MAPS = 12, 6
 _BESIDE_LABELS = 8
 _MAP_LABELS = 7
 """Labels that maps have colours for."""
