@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -73,24 +76,35 @@ def _follow(history: History, console: Console) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str | None]]:
-    """A function that waits so many seconds for a key; None without one, 'q' where the terminal is gone."""
-    import os
-    import select
+    """A function that waits so many seconds for a key; None without one, q after Ctrl-C and where the terminal is gone.
+
+    Ctrl-C is waited for like a key: an exception between two writes of the view would leave the terminal half changed.
+    """
     import termios
     import tty
 
-    if not sys.stdin.isatty():
-        yield lambda seconds: time.sleep(seconds)
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
+    terminal = sys.stdin.fileno() if sys.stdin.isatty() else None
+    before = termios.tcgetattr(terminal) if terminal is not None else None
+    interrupts, interrupted = os.pipe()
+    handler = signal.getsignal(signal.SIGINT)
+
+    def end(*_: object) -> None:
+        os.write(interrupted, b"q")
+        signal.signal(signal.SIGINT, handler)  # a second one does not wait
 
     def wait(seconds: float) -> str | None:
-        ready, _, _ = select.select([descriptor], [], [], seconds)
-        return (os.read(descriptor, 1).decode("ascii", "replace") or "q") if ready else None
+        sources = [interrupts] if terminal is None else [interrupts, terminal]
+        ready, _, _ = select.select(sources, [], [], seconds)
+        return (os.read(ready[0], 1).decode("ascii", "replace") or "q") if ready else None
 
-    tty.setcbreak(descriptor)
+    signal.signal(signal.SIGINT, end)
     try:
+        if terminal is not None:
+            tty.setcbreak(terminal)
         yield wait
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        if terminal is not None and before is not None:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGINT, handler)
+        os.close(interrupts)
+        os.close(interrupted)

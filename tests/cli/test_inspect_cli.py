@@ -350,7 +350,7 @@ def test_crops__of_regions_is_one_line(call: Call, dataset_path: Path, tmp_path:
         (["--html", "--verify"], "--html writes a page: expected no --verify with it"),
         (["--html", "--json"], "--html writes a page: expected no --json with it"),
         (["--html", "--seed", 0], "--seed: goes with --crops N"),
-        (["--html", "--out", "nowhere/x.html"], "nowhere/x.html: cannot be written"),
+        (["--html", "--out", "nowhere/x.html"], "nowhere/x.html: there is no folder nowhere"),
         (["--html", "--out", "."], ".: is a folder, expected a file"),
         (["--crops", 0, "--out", "crops.png"], "--crops is 0, expected 1 to 64 samples"),
         (["--crops", 65, "--out", "crops.png"], "--crops is 65, expected 1 to 64 samples"),

@@ -84,7 +84,7 @@ def test_report__bad_input_is_one_line(call: Call, run: Path, dataset_path: Path
         ((run, run, "--data", dataset_path), "--data is for the pictures of one run"),
         ((run, run, "--out", tmp_path / "o.html"), "a run is named twice"),
         ((run, "--out", tmp_path), "is a folder, expected a file"),
-        ((run, "--out", tmp_path / "no" / "o.html"), "cannot be written"),
+        ((run, "--out", tmp_path / "no" / "o.html"), "there is no folder"),
         ((tmp_path,), "manifest.json"),
     ):
         code, out, err = call(*arguments)

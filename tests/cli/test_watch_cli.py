@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import termios
@@ -142,5 +143,6 @@ def test_watch__follows_on_a_terminal_until_it_is_told_to_end(run: Path, end: st
 def read_until(descriptor: int, part: str) -> str:
     text = ""
     while part not in text:
+        assert select.select([descriptor], [], [], 120)[0], f"no {part!r} in {text!r}"
         text += os.read(descriptor, 1 << 16).decode(errors="replace")
     return text
