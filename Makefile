@@ -5,13 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := pyproject.toml setup.py $(wildcard dinowds/*/*.c)
 
-.PHONY: demo test lint types layers docs format clean
+.PHONY: demo test faults lint types layers docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dinowds demo
 
 test: lint types layers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+faults: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.full
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
