@@ -1,1 +1,1 @@
-"""Damage done for real: kills, full disks, hostile files, failing networks and ranks. docs/reliability.md has the list."""
+"""Damage done for real: kills, full disks, hostile files, bad networks, dead ranks. The list: docs/reliability.md."""

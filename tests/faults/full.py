@@ -1,6 +1,6 @@
 """The full form: `make faults`, or `python -m tests.faults.full ROOM...` for some of the folders beside this file.
 
-Runs the tests of each room with all they can do. Where all pass, the room's figures go to last_full_run.json, with date,
+Runs the tests of each room with all they can do. Where all pass, its figures go to last_full_run.json, with date,
 minutes, machine and commit; docs/reliability.md shows them.
 """
 
