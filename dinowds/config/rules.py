@@ -98,6 +98,12 @@ def _rules(config: RunConfig) -> list[_Rule]:
         ("tune.knn.temperature", tune.knn.temperature, tune.knn.temperature > 0, "above 0"),
         ("student.drop_path_rate", student.drop_path_rate, 0 <= student.drop_path_rate < 1, "0 ≤ rate < 1"),
         ("teacher.momentum_teacher", teacher.momentum_teacher, 0 <= teacher.momentum_teacher <= 1, "0 to 1"),
+        (
+            "teacher.final_momentum_teacher",
+            teacher.final_momentum_teacher,
+            0 <= teacher.final_momentum_teacher <= 1,
+            "0 to 1",
+        ),
         ("teacher.teacher_temp", teacher.teacher_temp, teacher.teacher_temp > 0, "above 0"),
         ("teacher.warmup_teacher_temp", teacher.warmup_teacher_temp, teacher.warmup_teacher_temp > 0, "above 0"),
         ("optim.warmup_epochs", optim.warmup_epochs, optim.warmup_epochs < optim.epochs, "less than optim.epochs"),

@@ -60,7 +60,7 @@ def values_at(config: RunConfig, steps_per_epoch: int, step: int) -> StepValues:
     return StepValues(
         lr=warmup_cosine(step, lr, scheduler.min_lr, num_steps, round(optim.warmup_epochs * steps_per_epoch)),
         weight_decay=cosine(step, scheduler.weight_decay, scheduler.weight_decay_end, num_steps),
-        momentum=cosine(step, teacher.momentum_teacher, 1.0, num_steps),
+        momentum=cosine(step, teacher.momentum_teacher, teacher.final_momentum_teacher, num_steps),
         teacher_temperature=linear_warmup(
             epoch, teacher.warmup_teacher_temp, teacher.teacher_temp, teacher.warmup_teacher_temp_epochs
         ),

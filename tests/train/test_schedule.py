@@ -45,6 +45,12 @@ def test_values_at__reference_numbers() -> None:
     assert start.teacher_temperature == 0.04
 
 
+def test_values_at__momentum_ends_where_it_is_told_to() -> None:
+    config = PatchConfig()
+    config.teacher.momentum_teacher, config.teacher.final_momentum_teacher = 0.9, 0.98
+    assert [values_at(config, 100, step).momentum for step in (0, 2500, 4999)] == pytest.approx([0.9, 0.94, 0.98])
+
+
 @pytest.mark.parametrize(("scaling", "factor"), [("linear", 4.0), ("sqrt", 2.0)])
 def test_values_at__scales_the_peak_with_the_batch(scaling: str, factor: float) -> None:
     config = PatchConfig()
