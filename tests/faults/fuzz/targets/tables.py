@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dinowds.data.index.rowgroups import COLUMNS, RowGroups, footer_sha256, open_samples, read_rows
+from dinowds.data.index.rowgroups import COLUMNS, RowGroups, open_samples, read_rows
 from dinowds.data.index.shardrows import CATEGORIES, ROW_COLUMNS, ShardRows, pack_rows
 from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_SCHEMA, Manifest, Shard, read_manifest
 from dinowds.data.subsets.selection import open_mask, pack_mask
@@ -54,19 +54,19 @@ def manifest_seeds() -> Iterator[bytes]:
 
 
 def index(data: bytes) -> None:
-    """A damaged samples.parquet: its footer's digest is that of the damaged one, or (first byte even) the old one."""
-    if not data:
-        return
-    path = scratch(data[1:], "samples.parquet")
+    """A damaged samples.parquet whose footer's digest is known; where the first byte is odd, with the right footer.
+
+    Arrow ends the process at some footers, which is why nothing but the footer that was written is ever given to it.
+    """
+    footer = _footer_of_seed()
+    content = data[1:]
+    path = scratch(content + footer if data[:1] and data[0] & 1 else content, "samples.parquet")
+    footer_digest = hashlib.sha256(footer).hexdigest()
     try:
-        footer = footer_sha256(path) if data[0] & 1 else _footer_of_seed()
-    except ValueError:
-        footer = ""
-    try:
-        groups = RowGroups.locate(path, footer)
+        groups = RowGroups.locate(path, footer_digest)
         for group in range(len(groups.counts)):
             _read_group(groups, group)
-        with open_samples(path, footer) as file:
+        with open_samples(path, footer_digest) as file:
             for group in range(file.num_row_groups):
                 with contextlib.suppress(ValueError):
                     read_rows(file, group, COLUMNS)
@@ -88,9 +88,10 @@ def _read_group(groups: RowGroups, group: int) -> None:
 
 
 def index_seeds() -> Iterator[bytes]:
-    for which in (b"\0", b"\1"):
-        yield which + _parquet()
-    yield b"\1" + _parquet(use_dictionary=False, compression="none")
+    content = _parquet()
+    yield b"\0" + content
+    yield b"\1" + content[: -len(_footer_of_seed())]
+    yield b"\0" + _parquet(use_dictionary=False, compression="none")
 
 
 def subset(data: bytes) -> None:
@@ -182,6 +183,6 @@ def _parquet(**options: Any) -> bytes:
 
 
 @cache
-def _footer_of_seed() -> str:
+def _footer_of_seed() -> bytes:
     content = _parquet()
-    return hashlib.sha256(content[-8 - int.from_bytes(content[-8:-4], "little") :]).hexdigest()
+    return content[-8 - int.from_bytes(content[-8:-4], "little") :]
