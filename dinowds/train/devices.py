@@ -101,7 +101,7 @@ def training_attention(device: torch.device, dtype: torch.dtype | None) -> Itera
 
 @contextmanager
 def memory_explained(config: RunConfig) -> Iterator[None]:
-    """Say what to change where the memory of a GPU or host is too small: TrainingError in the place of torch's error."""
+    """Say what to change where the memory of a GPU or host is too small: TrainingError in place of torch's error."""
     try:
         yield
     except torch.OutOfMemoryError as error:
