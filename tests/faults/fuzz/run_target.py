@@ -1,4 +1,4 @@
-"""Fuzz one target for some seconds: `python -m tests.faults.fuzz.run_target NAME --seconds N [--corpus DIR]`.
+"""Fuzz one target for some seconds: `python -m tests.faults.fuzz.run_target NAME --seconds N [--corpora DIR]`.
 
 In a process of its own, as what is looked for may end it. What it finds lies in `--findings`; put it to
 `tests/faults/fuzz/findings/NAME/` with the mended code.
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,29 +35,38 @@ class Fuzzed(NamedTuple):
     output: str
 
 
-def fuzz(name: str, seconds: int, findings: Path, corpus: Path | None = None) -> Fuzzed:
-    """Args: `corpus`: a folder of inputs to begin with, which grows; None for the seeds alone."""
-    findings.mkdir(parents=True, exist_ok=True)
-    before = set(findings.iterdir())
-    with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as folder:
-        inputs = corpus or Path(folder) / "corpus"
+def fuzz(names: Sequence[str], seconds: int, findings: Path, corpora: Path | None = None) -> dict[str, Fuzzed]:
+    """Each target in its turn, for so many seconds.
+
+    Args:
+        findings: folder, made; what is found lies in `findings/NAME`.
+        corpora: folder of `NAME/`, inputs to begin with, which grow; None for the seeds alone.
+    """
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        inputs = corpora or Path(folder) / "corpora"
         inputs.mkdir(parents=True, exist_ok=True)
+        findings.mkdir(parents=True, exist_ok=True)
+        before = set(findings.iterdir())
         options = [
             f"-max_total_time={seconds}", f"-rss_limit_mb={ROOM_MB}", f"-timeout={INPUT_SECONDS}", "-max_len=16384",
             "-print_final_stats=1", f"-artifact_prefix={findings}/",
         ]  # fmt: skip
-        command = [sys.executable, "-m", "tests.faults.fuzz.inside", name, *options, str(inputs)]
+        command = [sys.executable, "-m", "tests.faults.fuzz.inside", ",".join(names), str(inputs), *options]
         environment = os.environ | {"TMPDIR": folder, "OMP_NUM_THREADS": "1"}
+        limit = len(names) * seconds + START
         process = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=seconds + START, check=False,
-            env=environment,
+            command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False, env=environment
         )  # fmt: skip
-    output = process.stdout + process.stderr
-    new = sorted(set(findings.iterdir()) - before)
-    return Fuzzed(
-        _number(r"stat::number_of_executed_units:\s*(\d+)", output), _number(r"cov: (\d+)", output), process.returncode,
-        new, output,
-    )  # fmt: skip
+        codes = dict(line.split() for line in process.stdout.splitlines())
+        new = sorted(set(findings.iterdir()) - before)
+        return {name: _told(inputs / f"{name}.log", int(codes.get(name, -1)), new) for name in names}
+
+
+def _told(log: Path, returncode: int, findings: list[Path]) -> Fuzzed:
+    output = log.read_text(errors="replace") if log.exists() else ""
+    executions = _number(r"stat::number_of_executed_units:\s*(\d+)", output)
+    new = [path for path in findings if path.name in output]
+    return Fuzzed(executions, _number(r"cov: (\d+)", output), returncode, new, output)
 
 
 def _number(pattern: str, output: str) -> int:
@@ -68,10 +78,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--corpora", type=Path)
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
-    found = fuzz(arguments.name, arguments.seconds, arguments.findings, arguments.corpus)
+    found = fuzz([arguments.name], arguments.seconds, arguments.findings, arguments.corpora)[arguments.name]
     print(f"{TARGETS[arguments.name][1]}: {found.executions} executions, {found.edges} edges")  # noqa: T201
     if found.returncode:
         print(found.output[-4000:])  # noqa: T201
