@@ -58,6 +58,7 @@ def pax_seeds() -> Iterator[bytes]:
             yield bytes([kind]) + _record(keyword, value) + _record("path", "second.png")
     yield b"\3" + b"long/" * 30 + b"\0"
     yield b"\0" + b"9 path=a\n" + bytes(3)
+    yield b"\0" + b"99999999 path=a\n"  # says that it is longer than all there is
 
 
 def zipped(data: bytes) -> None:
@@ -87,6 +88,11 @@ def zipped_seeds() -> Iterator[bytes]:
             archive.writestr("slide/1_2.jpg", b"\xff\xd8\xff" + b"payload" * 20)
             archive.writestr("slide/ä.cls", b"3")
         yield content.getvalue()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("1_2.jpg", b"1234567")
+    size = (7).to_bytes(4, "little") * 2  # packed and unpacked, in the member's own header and in the directory
+    yield content.getvalue().replace(size, (60).to_bytes(4, "little") * 2)
 
 
 class _Memory:

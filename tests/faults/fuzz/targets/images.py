@@ -16,6 +16,7 @@ from dinowds.errors import SampleError
 from dinowds.shard.sources.check import Checked, Checks, Row, check_payload, check_ranges
 from dinowds.shard.sources.images import looks_like_image
 from tests.faults.fuzz.targets import Finding, scratch
+from tests.support import lossless_jpeg
 
 _MOST = 1 << 22
 """Pixels; larger images are not decoded here, as one would take the time of a thousand inputs."""
@@ -70,6 +71,7 @@ def decode(data: bytes) -> None:
 
 
 def decode_seeds() -> Iterator[bytes]:
+    yield lossless_jpeg()
     for form in ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000"):
         yield _image(form, 17)
     for mode in ("L", "CMYK"):

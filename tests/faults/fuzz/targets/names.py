@@ -99,4 +99,5 @@ def where(data: bytes) -> None:
 def where_seeds() -> Iterator[bytes]:
     yield b"cohort == 'A' and (label_name in ['tumour', 'stroma'] or label is None) and 0 <= x < 4096"
     yield b"not (slide is not None or width != height) or ext not in ['jpg', None]"
+    yield b"not " * 3000 + b"x == 1"
     yield b"label >= -1.5e3 and key < 'b'"
