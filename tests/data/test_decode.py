@@ -19,6 +19,7 @@ from PIL import Image
 
 from dinowds.data.decode import decode_image, decode_reduced, image_size
 from dinowds.errors import SampleError
+from tests.support import lossless_jpeg
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 

@@ -92,7 +92,7 @@ def zipped_seeds() -> Iterator[bytes]:
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("1_2.jpg", b"1234567")
     size = (7).to_bytes(4, "little") * 2  # packed and unpacked, in the member's own header and in the directory
-    yield content.getvalue().replace(size, (60).to_bytes(4, "little") * 2)
+    yield content.getvalue().replace(size, (600).to_bytes(4, "little") * 2)
 
 
 class _Memory:

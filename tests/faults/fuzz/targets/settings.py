@@ -39,6 +39,7 @@ def config_seeds() -> Iterator[bytes]:
     yield b"\1train:\n  batch_size_per_gpu: 8\ncrops:\n  global_crops_scale: 0.5\n  x: ${train.seed}\n"
     yield b"\0\0speed.precision=fp32\0crops.local.count=2\0data.cohort_weights={a: 1}\0optim.lr=null"
     yield b"\0train: {seed: 2001-99-99}"
+    yield b"\0train: {seed: !!bool x}"
     yield b"\0train: &a {seed: *a}"
     yield b"\0a0: &a0 [1, 1]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 40))
     yield b"\0" + json.dumps({"train": {"seed": 1}}).encode()

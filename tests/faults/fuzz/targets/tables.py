@@ -27,7 +27,7 @@ from dinowds.shard.sources.layouts.tables import integers, read_columns
 from tests.faults.fuzz.targets import Finding, scratch
 from tests.index_only import random_rows
 
-_SHARD_BYTES = 1 << 50
+_SHARD_BYTES = 1 << 47
 _WANTED = {"name": ("filename", "image_path"), "x": ("x",), "label": ("label",)}
 
 
