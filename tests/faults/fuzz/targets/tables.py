@@ -52,7 +52,8 @@ def manifest_seeds() -> Iterator[bytes]:
     yield json.dumps(_manifest().to_json() | {"shardlist": []}).encode()
     yield b'{"dinowds": {"format_version": 1, "kind": "image"}}'
     for name in ("cohorts", "label_names", "seed", "quarantined", "metadata", "shard_sha256"):
-        for value in ([], "x", {"a": []}, 1e999, None):
+        values: tuple[Any, ...] = ([], "x", {"a": []}, 1e999, None)
+        for value in values:
             content = _manifest().to_json()
             content["dinowds"][name] = value
             yield json.dumps(content).encode()
