@@ -11,6 +11,9 @@ from pathlib import Path
 
 from dinowds.errors import ConfigError
 
+_FIRST_PORT, _NUM_PORTS = 20_000, 12_000
+"""Below 32,768, from where on Linux gives ports to whoever asks for any."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -71,7 +74,7 @@ def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
         )
     if "MASTER_PORT" in environment:
         return host, _number(environment, "MASTER_PORT")
-    return host, 20_000 + _number(environment, "SLURM_JOB_ID") % 20_000
+    return host, _FIRST_PORT + _number(environment, "SLURM_JOB_ID") % _NUM_PORTS
 
 
 def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,20 @@ def jpeg_patch(seed: int, size: int = 32) -> bytes:
     content = io.BytesIO()
     Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
     return content.getvalue()
+
+
+def lossless_jpeg() -> bytes:
+    """20 × 17 px. Its pixels are coded one by one; all are 128 where all differences are zero, a code of one zero bit
+    each.
+    """
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    frame = struct.pack(">BHHB", 8, 17, 20, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    codes = b"\0\1" + bytes(15) + b"\0"
+    scan = bytes([3, 1, 0, 2, 0, 3, 0, 1, 0, 0])
+    return b"\xff\xd8" + segment(0xC3, frame) + segment(0xC4, codes) + segment(0xDA, scan) + bytes(128) + b"\xff\xd9"
 
 
 def write_cohort(path: Path, num_patches: int, first_seed: int = 0) -> Path:

@@ -249,6 +249,8 @@ def test_crops__earlier_name_is_told_the_new_one(tmp_path: Path, earlier: str, n
         ("data.cache_gib=.nan", "data.cache_gib is nan, expected a finite number"),
         ("data.cache_gib=.inf", "data.cache_gib is inf, expected a finite number"),
         ("speed.precision=fp8", "speed.precision is fp8, expected one of auto, bf16, fp16, fp32"),
+        ("train.seed=0x_", "override 'train.seed=0x_': "),
+        ("train.seed={[1]: 2}", "override 'train.seed={[1]: 2}'"),
     ],
 )
 def test_load_config__bad_override_is_named(override: str, message: str) -> None:
@@ -267,6 +269,17 @@ def test_load_config__bad_override_is_named(override: str, message: str) -> None
         ("optim: 3", "unknown key 'optim', which is a section"),
         ("1: 2", "unknown key '1'"),
         ("data:\n  weights: 3", "data.weights: expected COHORT: WEIGHT pairs"),
+        ("train: {seed: 2001-99-99}", "cannot be read as YAML (month must be in 1..12)"),
+        ("train: {seed: 0x_}", "cannot be read as YAML"),
+        ("train: {seed: !!float ''}", "cannot be read as YAML"),
+        ("train: {seed: !!bool x}", "cannot be read as YAML"),
+        ("train: {seed: !!timestamp x}", "cannot be read as YAML"),
+        ("train: &a {seed: *a}", "cannot be read as YAML (more than 10000 values, or sections deeper than 32)"),
+        ("a: " + "[" * 3000, "cannot be read as YAML"),
+        (
+            "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)),
+            "cannot be read as YAML (more than 10000 values, or sections deeper than 32)",
+        ),
     ],
 )
 def test_load_config__bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -13,6 +13,7 @@ from dinowds.config.keys import FREE_FORM, flatten, to_dict, with_crops_key, wit
 from dinowds.config.reference import Translation, is_reference, translate
 from dinowds.config.rules import check_config
 from dinowds.config.sections import CONFIGS, Kind, PatchConfig, RegionConfig, RunConfig
+from dinowds.config.text import ODD_VALUES, parse_yaml
 from dinowds.errors import ConfigError
 
 
@@ -84,6 +85,7 @@ def _notices(source: str, theirs: Translation, given: set[str]) -> Iterator[str]
 
 
 def _parse_override(override: str) -> Any:
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -92,7 +94,7 @@ def _parse_override(override: str) -> Any:
         raise ConfigError(f"override {override!r}: expected key=value, like optim.lr=1e-4")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, *ODD_VALUES) as error:
         raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
 
 
@@ -144,14 +146,12 @@ def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any]
 
 
 def _read_yaml(path: Path) -> Any:
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     return {} if content is None else content
 
 

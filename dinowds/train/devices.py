@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from dinowds.errors import ConfigError, TrainingError
 from dinowds.world import World, available_cores
 
 _MAX_WORKERS = 16
+_NO_HOST_MEMORY = "DefaultCPUAllocator: "
 
 
 def choose_device(world: World) -> torch.device:
@@ -99,7 +101,7 @@ def training_attention(device: torch.device, dtype: torch.dtype | None) -> Itera
 
 @contextmanager
 def memory_explained(config: RunConfig) -> Iterator[None]:
-    """Say what to change where a GPU's memory is too small. Raises TrainingError in the place of torch's error."""
+    """Say what to change where the memory of a GPU or host is too small: TrainingError in place of torch's error."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -108,6 +110,13 @@ def memory_explained(config: RunConfig) -> Iterator[None]:
             f"the GPU's memory is full ({reason}); lower train.max_batch_per_device (now "
             f"{config.train.max_batch_per_device}; the rest is accumulated), or set speed.checkpoint_activations=true; "
             "in an evaluation, lower tune.knn.batch_size_per_gpu; with several GPUs, speed.sharding=fsdp"
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _NO_HOST_MEMORY not in str(error):
+            raise
+        raise TrainingError(
+            f"the memory of host {socket.gethostname()} is full, or this process may take no more; lower "
+            "train.max_batch_per_device or speed.num_workers, or ask the batch system for more memory"
         ) from None
 
 

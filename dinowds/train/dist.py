@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous as join_store
 from torch.nn.parallel import DistributedDataParallel
 
+from dinowds.data.dataset import Dataset
 from dinowds.errors import ConfigError, DinowdsError, TrainingError
+from dinowds.remote.urls import shown, shown_in
+from dinowds.train.alike import difference
 from dinowds.train.peers import Peers
 from dinowds.world import World, rendezvous
 
@@ -31,7 +35,9 @@ _WAITING = datetime.timedelta(minutes=30)
 
 
 @contextmanager
-def process_group(world: World, device: torch.device | Callable[[], torch.device]) -> Iterator[torch.device]:
+def process_group(
+    world: World, device: torch.device | Callable[[], torch.device], facts: Callable[[], dict[str, str]] = dict
+) -> Iterator[torch.device]:
     """Join the ranks of `world` (NCCL on GPUs, Gloo on CPUs), with nothing to join for a single process. Yields what
     this rank computes on.
 
@@ -40,6 +46,7 @@ def process_group(world: World, device: torch.device | Callable[[], torch.device
 
     Args:
         device: or what chooses it, which may fail on one rank alone, too.
+        facts: what must be the same on all ranks: name → text for people.
 
     Raises:
         LostRank: another rank failed.
@@ -54,6 +61,7 @@ def process_group(world: World, device: torch.device | Callable[[], torch.device
     with Peers(world, store) as peers:
         backend = "gloo"
         try:
+            _check_facts(world, facts(), store)
             own = choose()
             _check_devices(world, own, store)
             backend = "nccl" if own.type == "cuda" else "gloo"
@@ -84,6 +92,27 @@ def _meet(world: World) -> Store:
             "say, and that MASTER_ADDR and MASTER_PORT are those of rank 0's host and free there"
         ) from None
     return cast(Store, store)
+
+
+def _check_facts(world: World, facts: dict[str, str], store: Store) -> None:
+    """Raise ConfigError where this rank has other facts than rank 0. Not by a collective: other versions may hang."""
+    if world.rank == 0:
+        store.set("facts", json.dumps(facts))
+    if found := difference(facts, json.loads(store.get("facts"))):
+        raise ConfigError(
+            f"rank {world.rank} on {socket.gethostname()} has {shown_in(found)}; start all ranks with the same "
+            "installation and the same command"
+        )
+
+
+def check_same_dataset(world: World, dataset: Dataset) -> None:
+    """Raise ConfigError where this rank has opened another dataset than rank 0."""
+    first = on_rank_0(lambda: (dataset.fingerprint, len(dataset)))
+    if first != (dataset.fingerprint, len(dataset)):
+        raise ConfigError(
+            f"rank {world.rank} on {socket.gethostname()} has another dataset at {shown(dataset.url)} than rank 0 "
+            f"({len(dataset):,} samples, there {first[1]:,}); copy the same one to each host"
+        )
 
 
 def _check_devices(world: World, device: torch.device, store: Store) -> None:

@@ -23,6 +23,7 @@ from dinowds.model.architecture import describe_architecture
 from dinowds.model.dino import DinoModel, architecture_of, auto_prototypes
 from dinowds.remote.files import shown
 from dinowds.train import dist
+from dinowds.train.alike import facts_of
 from dinowds.train.checkpoint import (
     FORMAT_VERSION,
     State,
@@ -94,10 +95,13 @@ def train(
     world = World.from_environment()
     with ExitStack() as stack:
         # First, so that a rank whose host has not all that it needs ends them all.
-        device = stack.enter_context(dist.process_group(world, partial(choose_device, world)))
+        joined = dist.process_group(world, partial(choose_device, world), partial(facts_of, config))
+        device = stack.enter_context(joined)
         check_sinks(config)
         stack.enter_context(numerics(device, config.speed.tf32, config.train.deterministic))
-        run = _prepare(data, out, config, world, device, evaluation())
+        dataset = Dataset.open(data)
+        dist.check_same_dataset(world, dataset)
+        run = _prepare(dataset, out, config, world, device, evaluation())
         dist.on_rank_0(lambda: check_cap(run.dataset, run.plan))
         dist.on_rank_0(lambda: run.maker.check(run.dataset))
         dist.on_rank_0(lambda: stack.enter_context(own_folder(out, run.config)))
@@ -111,10 +115,9 @@ def train(
 
 
 def _prepare(
-    data: Path | str, out: Path, config: RunConfig, world: World, device: torch.device, evaluation: Evaluation | None
+    dataset: Dataset, out: Path, config: RunConfig, world: World, device: torch.device, evaluation: Evaluation | None
 ) -> _Run:
-    """Open the data and decide what can be decided without writing anything."""
-    dataset = Dataset.open(data)
+    """Decide what can be decided without writing anything."""
     check_kind(dataset, config)
     plan = make_plan(dataset, order_of(config))
     if choose_num_workers(config.speed.num_workers, world, device):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dinowds.data.decode import decode_image, decode_reduced, image_size
 from dinowds.errors import SampleError
+from tests.support import lossless_jpeg
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -206,16 +207,7 @@ def test_reduced__all_but_such_jpeg_is_decoded_whole(name: str) -> None:
 
 
 def test_reduced__lossless_jpeg_is_decoded_whole() -> None:
-    """Its pixels are coded one by one; all are 128 where all differences are zero, a code of one zero bit each."""
-
-    def segment(marker: int, body: bytes) -> bytes:
-        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
-
-    frame = struct.pack(">BHHB", 8, 17, 20, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
-    codes = b"\0\1" + bytes(15) + b"\0"
-    scan = bytes([3, 1, 0, 2, 0, 3, 0, 1, 0, 0])
-    payload = b"\xff\xd8" + segment(0xC3, frame) + segment(0xC4, codes) + segment(0xDA, scan) + bytes(128) + b"\xff\xd9"
-    decoded, applied = decode_reduced(payload, 2)
+    decoded, applied = decode_reduced(lossless_jpeg(), 2)
     assert applied == 1
     assert decoded.shape == (17, 20, 3)
     assert (decoded == 128).all()

@@ -268,6 +268,9 @@ def test_first_host(hosts: str, first: str) -> None:
 def test_rendezvous__master_variables_then_slurm() -> None:
     slurm = {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_JOB_ID": "1020007"}
     assert rendezvous(slurm) == ("gpu3", 20007)
+    ports = [rendezvous({**slurm, "SLURM_JOB_ID": str(job)})[1] for job in range(11_990, 40_000, 7)]
+    assert min(ports) >= 20_000
+    assert max(ports) < 32_768, "from there on the system gives ports to whoever asks for any"
     assert rendezvous({**slurm, "MASTER_ADDR": "h", "MASTER_PORT": "5"}) == ("h", 5)
     with pytest.raises(ConfigError, match="MASTER_PORT=http, expected a whole number"):
         rendezvous({"MASTER_ADDR": "h", "MASTER_PORT": "http"})

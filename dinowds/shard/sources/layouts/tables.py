@@ -43,7 +43,7 @@ def read_columns(file: Path, text: str, wanted: Names) -> Any:
     except pa.ArrowException as error:
         raise SourceError(f"{text}: cannot be read ({_said(error)}); write it again") from None
     except OSError as error:
-        raise SourceError(f"{text}: cannot be read ({error.strerror or error})") from None
+        raise SourceError(f"{text}: cannot be read ({error.strerror or _said(error)})") from None
     return table
 
 
@@ -102,7 +102,7 @@ def positive(value: Any) -> float | None:
     return value if is_number and 0 < value < math.inf else None
 
 
-def _said(error: pa.ArrowException) -> str:
+def _said(error: Exception) -> str:
     """One line, of an error that may repeat cells."""
     return "".join(filter(str.isprintable, " ".join(str(error).split())))
 

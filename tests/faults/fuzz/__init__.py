@@ -1,0 +1,1 @@
+"""Hostile bytes by the million: coverage-guided (atheris) and drawn by rules (hypothesis)."""

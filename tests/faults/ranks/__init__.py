@@ -1,0 +1,1 @@
+"""Ranks that fail, stop, lag, or are not like the others."""
