@@ -15,12 +15,12 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from tests.faults.form import tallied
+from tests.faults.page import PAGE, RESULT, read_result, with_figures
 
 HERE = Path(__file__).parent
-RESULT = HERE / "last_full_run.json"
+PROCESSES = os.environ.get("DINOWDS_FAULTS_PROCESSES", "2")
 LONGEST = 7200
 """Seconds that a test may take."""
 
@@ -41,7 +41,7 @@ def run(room: str) -> bool:
         path.touch()
         environment = os.environ | {"DINOWDS_FAULTS": "full", "DINOWDS_FAULTS_TALLY": str(path)}
         begin = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-n", "2", "-o", f"timeout={LONGEST}", str(HERE / room)]
+        command = [sys.executable, "-m", "pytest", "-n", PROCESSES, "-o", f"timeout={LONGEST}", str(HERE / room)]
         has_passed = subprocess.run(command, env=environment, check=False).returncode == 0
         if has_passed:
             write(room, tallied(path), time.monotonic() - begin)
@@ -49,16 +49,16 @@ def run(room: str) -> bool:
 
 
 def write(room: str, figures: dict[str, int], seconds: float) -> None:
-    content: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    content = read_result()
     content[room] = {
         "date": date.today().isoformat(),
         "minutes": round(seconds / 60),
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True, cwd=HERE).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "figures": figures,
     }
     RESULT.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    PAGE.write_text(with_figures(PAGE.read_text(), content))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def plans(draw: st.DrawFn) -> tuple[EpochPlan, np.ndarray]:
     return EpochPlan(selection, order), ids
 
 
-@settings(COMMON, max_examples=amount(40, 5000))
+@settings(COMMON, max_examples=amount(40, 2500))
 @given(plans(), st.integers(0, 5), st.data())
 def test_plan__each_sample_once_whoever_reads_it(
     drawn: tuple[EpochPlan, np.ndarray], epoch: int, data: st.DataObject
@@ -95,7 +95,7 @@ NAMES = (
 COHORTS = st.lists(st.lists(st.tuples(NAMES, st.integers(0, 3)), min_size=1, max_size=9), min_size=1, max_size=3)
 
 
-@settings(COMMON, max_examples=amount(12, 2500))
+@settings(COMMON, max_examples=amount(12, 800))
 @given(
     COHORTS,
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
