@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -58,18 +59,19 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """With bytes in the place of tensors, so that `==` compares all."""
+    """With digests in the place of tensors, so that `==` compares all and a difference can be shown."""
     if hasattr(value, "numpy"):
-        return value.numpy().tobytes()
+        return hashlib.sha256(value.numpy().tobytes()).hexdigest()
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def trained(run: Path) -> object:
-    """The last state of a run, and its figures."""
+def trained(run: Path, step: int = STEPS) -> object:
+    """The last state of a run, but for where its dataset lies, and its figures."""
     assert not list(run.rglob("*.tmp"))
-    return plain(load_checkpoint(run / "checkpoints" / f"step-{STEPS:08d}.pt", verify=True)), figures(run)
+    state = plain(load_checkpoint(run / "checkpoints" / f"step-{step:08d}.pt", verify=True))
+    return {**state, "data": None}, figures(run)
 
 
 def check_run(run: Path, _: object) -> None:
