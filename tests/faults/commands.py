@@ -61,6 +61,10 @@ class Running:
         """End it and all that it started, at once."""
         os.killpg(self.pid, signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        os.kill(self.pid, signal.SIGTERM)
+
     def wait(self, limit: float = LONGEST) -> Ended:
         """Its end, within `limit` seconds."""
         late = threading.Event()
@@ -224,16 +228,29 @@ def clock_goes_back(seconds: float) -> None:
     time.time = wrong
 
 
-def quick_retries(_: object) -> None:
-    """As many tries as ever, but hardly any waiting: each takes 1 s at most, and 20 ms lie between them."""
+def quick_retries(timeout: float) -> None:
+    """As many tries as ever, but hardly any waiting: each takes `timeout` s at most, and 20 ms lie between them."""
     options = import_module("dinowds.remote.files").RetryOptions()
-    quick = {"first_wait_s": 0.02, "longest_wait_s": 0.02, "timeout_s": 1.0}
+    quick = {"first_wait_s": 0.02, "longest_wait_s": 0.02, "timeout_s": timeout}
     files = import_module("dinowds.remote.files").RemoteFiles
     files.__init__.__defaults__ = (replace(options, **quick),)
 
 
+def note_keys(path: str) -> None:
+    """Of each step of a training run: a line [step from 1, keys] in the file `path`."""
+    recorder = import_module("dinowds.train.recorder").Recorder
+    record = recorder.record
+
+    def noted(self: Any, step: int, metrics: Any, values: Any, batch: Any, waited: float) -> None:
+        with open(path, "a") as file:
+            file.write(json.dumps([step, batch.keys]) + "\n")
+        record(self, step, metrics, values, batch, waited)
+
+    recorder.record = noted
+
+
 HARMS: dict[str, Callable[[Any], None]] = {
-    harm.__name__: harm for harm in (open_files, small_shm, no_override, clock_goes_back, quick_retries)
+    harm.__name__: harm for harm in (open_files, small_shm, no_override, clock_goes_back, quick_retries, note_keys)
 }
 
 
