@@ -57,6 +57,11 @@ def advice(error: OSError) -> str:
     return f"; {said}" if said else ""
 
 
+def reading_advice(error: OSError) -> str:
+    """As `advice`, where it was an input that the system refused."""
+    return advice(error) if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+
+
 @contextmanager
 def output_errors(place: Path | str) -> Iterator[None]:
     """Errors of the system that no input has caused are about the output: an `OutputError` that names it.

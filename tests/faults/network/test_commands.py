@@ -1,4 +1,4 @@
-"""Commands whose server fails, or serves something else: one clear line in bounded time, and the same command goes on."""
+"""Commands whose server fails, or serves something else: one line in bounded time; then the same command goes on."""
 
 from __future__ import annotations
 

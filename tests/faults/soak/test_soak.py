@@ -31,8 +31,9 @@ MEMORY_GROWTH, FILES_GROWTH, THREADS_GROWTH = amount(25, 5) / 100, amount(128, 4
 """From the median of the second quarter to that of the last: a share of it; files; threads. In the first seconds,
 allocators still take what they keep, and two loader processes open up to 64 chunks each."""
 RUN = (
-    *TINY_RUN, "train.batch_size=4", "student.depth=1", "crops.local.count=1", "optim.epochs=1000", "optim.max_steps=null",
-    "speed.num_workers=2", f"data.cache_gib={CACHE_GIB}", "train.save_every_steps=200", "train.keep_checkpoints=2",
+    *TINY_RUN, "train.batch_size=4", "student.depth=1", "crops.local.count=1", "optim.epochs=1000",
+    "optim.max_steps=null", "speed.num_workers=2", f"data.cache_gib={CACHE_GIB}",
+    "train.save_every_steps=200", "train.keep_checkpoints=2",
 )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_soak__nothing_grows_and_the_samples_are_the_plans(tmp_path: Path) -> No
     chunks = cache / "chunks"
     environment = {"DINOWDS_CACHE": str(cache)}
     readings: list[Reading] = []
-    with http_server(local, FAULTS, 10, seed=1) as server, commands() as command:
+    with http_server(local, FAULTS, amount(4, 10), seed=1) as server, commands() as command:
         server.skip = 4  # manifest and index: nobody is asked twice to start
         running = command.start(
             "train", "patch", "--data", server.url, "--out", out, *RUN, harms=harms, environment=environment
@@ -104,7 +105,7 @@ def test_soak__nothing_grows_and_the_samples_are_the_plans(tmp_path: Path) -> No
     assert late.threads <= early.threads + THREADS_GROWTH, (early, late)
     assert max(reading.cache for reading in readings) <= CACHE_GIB * 2**30, readings
     assert sum(path.stat().st_size for path in chunks.glob("??/*")) <= CACHE_GIB * 2**30
-    assert server.faults_made > amount(3, 500)
+    assert server.faults_made > amount(1, 500)
     epochs = len(found) * 4 / NUM_PATCHES
     assert epochs > amount(0, 3)
     tally("faults injected in the soak", server.faults_made)

@@ -74,7 +74,7 @@ def test_open_files__embed_over_many_shards(command: Commands, many_shards: Path
 def test_small_shm__training_with_loader_processes_does_without_it(
     command: Commands, inputs: Inputs, tmp_path: Path
 ) -> None:
-    """Batches of loader processes go through memory of their own (memfd): 64 kB of /dev/shm, less than one takes, do."""
+    """Batches of loader processes go through memory of their own (memfd): 64 kB of /dev/shm, less than one, do."""
     out = tmp_path / "out"
     arguments = ["train", "patch", "--data", inputs.data, "--out", out, *RUN, "speed.num_workers=2"]
     ended = command.run(*arguments, "train.batch_size=48", "optim.epochs=9", harms=[("small_shm", 1 << 16)])
