@@ -240,6 +240,7 @@ def _run(evaluate: Callable[[Report], Any]) -> Any:
 
 
 def _finish(found: Evaluation, no_save: bool, as_json: bool) -> None:
+    from dinowds.errors import OutputError
     from dinowds.eval.history import keep_evaluation
 
     content = found.to_json()
@@ -247,8 +248,8 @@ def _finish(found: Evaluation, no_save: bool, as_json: bool) -> None:
         try:
             if (kept := keep_evaluation(found.checkpoint, content)) is not None:
                 print_notice(f"added to {kept}")
-        except OSError as error:
-            print_notice(f"{error.filename}: the result could not be added ({error.strerror})")
+        except OutputError as error:
+            print_notice(f"the result could not be added: {error}")
     if as_json:
         print_json(content)
     else:

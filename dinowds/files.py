@@ -16,12 +16,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from dinowds.errors import OutputError
+
 TEMPORARY_SUFFIX = ".tmp"
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 """What `flock` fails with on a file system that has no locks."""
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
+_AGAIN = "give the same command again to go on"
+_NO_RIGHT = "let this user write there, or give another place"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), f"make room and {_AGAIN}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_RIGHT),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"raise the limit of open files ('ulimit -n') and {_AGAIN}"),
+}
 
 
 def cache_folder() -> Path:
@@ -40,6 +49,31 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "dinowds"
     except RuntimeError:  # as in a container, under a number that has no name
         return Path(tempfile.gettempdir()) / f"dinowds-{os.getuid()}"
+
+
+def advice(error: OSError) -> str:
+    """What to do where the system refused something, with '; ' before it; '' where nothing can be said."""
+    said = _ADVICE.get(error.errno or 0)
+    return f"; {said}" if said else ""
+
+
+def reading_advice(error: OSError) -> str:
+    """As `advice`, where it was an input that the system refused."""
+    return advice(error) if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+
+
+@contextmanager
+def output_errors(place: Path | str) -> Iterator[None]:
+    """Errors of the system that no input has caused are about the output: an `OutputError` that names it.
+
+    But for BlockingIOError, of a lock that another process holds: what that means, the caller says.
+    """
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{place}: cannot be written ({error.strerror or error}){advice(error)}") from None
 
 
 @contextmanager

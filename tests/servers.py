@@ -9,8 +9,10 @@ import gzip
 import http.server
 import itertools
 import logging
+import random
 import re
 import socket
+import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -22,10 +24,14 @@ from typing import Literal
 
 import pytest
 
-Fault = Literal["500", "503", "429", "403", "close", "stall", "cut", "short", "whole", "other", "endless"]
-"""Answers with this status; closes the socket; never answers; sends half of the body and closes; sends all of the
-range but its last byte and says so; sends the whole file instead of a range; sends the range behind it; sends the range
-and then goes on until the client is gone."""
+Fault = Literal[
+    "500", "503", "429", "403", "404", "close", "reset", "stall", "hang", "cut", "short", "whole", "other", "endless",
+    "gzip", "loop", "file", "elsewhere",
+]  # fmt: skip
+"""Answers with this status; closes the socket; resets it; never answers; sends half of the body and then nothing, or
+closes (cut); sends all of the range but its last byte and says so; sends the whole file instead of a range; sends the
+range behind it; sends the range and then goes on until the client is gone; packs the range though it was not to;
+redirects to the same URL, to a file of the client's host, to the same path at `elsewhere`."""
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 _bucket_numbers = itertools.count()
@@ -46,14 +52,25 @@ class HttpServer:
     ending: threading.Event = field(default_factory=threading.Event)
     hold: threading.Event = field(default_factory=threading.Event)
     """Cleared: answers wait until it is set."""
+    drawn: random.Random | None = None
+    """Draws which requests fail, and how; in turn otherwise."""
+    skip: int = 0
+    """Requests before the first that may fail."""
+    elsewhere: str = ""
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request."""
 
     def next_fault(self) -> Fault | None:
         """Every third request (or `every`) has a fault, one kind after another."""
         with self.lock:
             self.requests += 1
-            if not self.faults or self.requests % self.every:
+            if not self.faults or self.requests <= self.skip:
+                return None
+            if self.drawn.random() >= 1 / self.every if self.drawn else self.requests % self.every:
                 return None
             self.faults_made += 1
+            if self.drawn:
+                return self.drawn.choice(self.faults)
             return self.faults[(self.faults_made - 1) % len(self.faults)]
 
     def sent(self, num_bytes: int) -> None:
@@ -62,12 +79,17 @@ class HttpServer:
 
 
 @contextmanager
-def http_server(folder: Path, faults: tuple[Fault, ...] = (), every: int = 3) -> Iterator[HttpServer]:
-    """Serve `folder`. With `faults`, every third request (or `every`) fails in one of these ways, in turn."""
+def http_server(
+    folder: Path, faults: tuple[Fault, ...] = (), every: int = 3, seed: int | None = None
+) -> Iterator[HttpServer]:
+    """Serve `folder`. With `faults`, every third request (or `every`) fails in one of these ways, in turn; with `seed`,
+    as many at random, in ways drawn at random.
+    """
     server = _Server(("127.0.0.1", 0), _Handler)
     server.folder = folder
     server.state = HttpServer(f"http://127.0.0.1:{server.server_port}", faults, every)
     server.state.hold.set()
+    server.state.drawn = None if seed is None else random.Random(seed)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -112,7 +134,21 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         state = self.server.state
         state.hold.wait()
+        with state.lock:
+            state.headers.append(dict(self.headers))
         fault = state.next_fault()
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+            return
+        if fault in ("loop", "file", "elsewhere"):
+            self.send_response(HTTPStatus.FOUND)
+            places = {"loop": self.path, "file": "file:///etc/passwd", "elsewhere": state.elsewhere + self.path}
+            self.send_header("Location", places[fault])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if fault == "stall":
             state.ending.wait()
         if fault in ("stall", "close"):
@@ -132,7 +168,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def _send_file(self, path: Path, fault: Fault | None, with_body: bool) -> None:
         content = path.read_bytes()
-        encoding = "gzip" if "gzip" in self.headers.get("Accept-Encoding", "") else ""
+        encoding = "gzip" if fault == "gzip" or "gzip" in self.headers.get("Accept-Encoding", "") else ""
         content = gzip.compress(content) if encoding else content  # ranges are then those of the compressed file
         asked = _RANGE.fullmatch(self.headers.get("Range", ""))
         if asked is None or fault == "whole":
@@ -153,8 +189,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if fault == "endless":
             self._send_endlessly(part, said)
             return
-        body = part[: len(part) // 2] if fault == "cut" else part
-        self._send(HTTPStatus.PARTIAL_CONTENT, body, len(part), with_body, said, encoding)
+        body = part[: len(part) // 2] if fault in ("cut", "hang") else part
+        self._send(HTTPStatus.PARTIAL_CONTENT, body, len(part), with_body, said, encoding, fault)
 
     def _send_endlessly(self, part: bytes, said: str) -> None:
         self.send_response(HTTPStatus.PARTIAL_CONTENT)
@@ -167,7 +203,14 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.server.state.sent(len(part))
 
     def _send(
-        self, status: HTTPStatus, body: bytes, length: int, with_body: bool, content_range: str = "", encoding: str = ""
+        self,
+        status: HTTPStatus,
+        body: bytes,
+        length: int,
+        with_body: bool,
+        content_range: str = "",
+        encoding: str = "",
+        fault: Fault | None = None,
     ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(length))
@@ -179,6 +222,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if with_body:
             self.server.state.sent(len(body))  # first: the client may look as soon as it has them
             self.wfile.write(body)
+            if len(body) < length and fault == "hang":
+                self.wfile.flush()
+                self.server.state.ending.wait()
         self.close_connection = self.close_connection or len(body) < length
 
 

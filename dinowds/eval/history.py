@@ -25,7 +25,7 @@ def run_of(checkpoint: str | Path) -> Path | None:
 
 
 def keep_evaluation(checkpoint: str | Path, content: Mapping[str, Any]) -> Path | None:
-    """Append an evaluation to those of the checkpoint's run, if it is of one. Returns the file. Raises OSError."""
+    """Append an evaluation to those of the checkpoint's run, if it is of one. Returns the file. Raises OutputError."""
     run = run_of(checkpoint)
     if run is None:
         return None

@@ -20,8 +20,8 @@ from typing import Any, Literal, TypeAlias, Union
 
 from PIL import Image
 
-from dinowds.errors import ConfigError, OutputError
-from dinowds.files import atomic_write
+from dinowds.errors import ConfigError
+from dinowds.files import atomic_write, output_errors
 
 Figure: TypeAlias = Mapping[str, Any]
 """Of Plotly: `data` and `layout`, as plain JSON values. Colours are tokens of the page's scheme, see `plots`."""
@@ -194,11 +194,8 @@ def write_page(page: Page, path: Path) -> int:
         OutputError: it cannot be written.
     """
     content = render(page).encode(errors="replace")  # names of files need not be UTF-8
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with output_errors(path), atomic_write(path) as file:
+        file.write(content)
     return len(content)
 
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from dinowds.data.dataset import Dataset
 from dinowds.data.manifest import Manifest, read_manifest, write_manifest
+from dinowds.files import output_errors
 from dinowds.shard.choice import Chosen
 from dinowds.shard.engine import Engine, open_engine
 from dinowds.shard.finished.appending import check_append, extend_labels, join_manifests, next_shard
 from dinowds.shard.finished.changes import added_at_end, replace_index
 from dinowds.shard.options import ShardOptions, dataset_name, fingerprint_of, open_all
-from dinowds.shard.outputs.output import Output, output_errors, shard_url, tar_path
+from dinowds.shard.outputs.output import Output, shard_url, tar_path
 from dinowds.shard.outputs.workspace import Workspace, claim
 from dinowds.shard.progress import Progress, Report, ShardProgress
 from dinowds.shard.records import choose_salts

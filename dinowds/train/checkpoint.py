@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -99,22 +99,42 @@ def save_checkpoint(folder: Path, state: State, keep: int, best: bool = False) -
         OutputError: it cannot be written.
     """
     path = checkpoint_path(folder, state["step"])
+    failures: list[OSError] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         first = folder / BEST_NAME if best else path
         with atomic_write(first) as file:
-            torch.save(state, file)
+            torch.save(state, cast(BinaryIO, _Told(file, failures)))
         if best:  # named so before: a run that goes on with it has it as its best
             _also_name(first, path)
         older = [old for old in list_checkpoints(folder) if old.name < path.name]
         for old in older[max(0, keep - 1) :]:
             old.unlink()
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+    except (OSError, RuntimeError) as error:
+        cause = failures[0] if failures else error
+        reason = getattr(cause, "strerror", None) or (str(cause).splitlines() or [""])[0]
         raise OutputError(
-            f"{folder}: checkpoint of step {state['step']} cannot be written "
-            f"({(str(error).splitlines() or [''])[0]}); free space there and run the same command again"
+            f"{folder}: checkpoint of step {state['step']} cannot be written ({reason}); free space there and run the "
+            "same command again"
         ) from None
     return path
+
+
+class _Told:
+    """A file for `torch.save`, which makes an assertion about positions of whatever a file cannot write."""
+
+    def __init__(self, file: BinaryIO, failures: list[OSError]) -> None:
+        self._file, self._failures = file, failures
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self._failures.append(error)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _also_name(path: Path, name: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from dinowds.config import COMMANDS, RunConfig, differences, kind_of, load_config, to_yaml
 from dinowds.config.text import parse_yaml
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import is_locked, lock_file, write_atomic
+from dinowds.files import is_locked, lock_file, output_errors, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
 
 CONFIG_NAME = "config.yaml"
@@ -54,14 +54,14 @@ def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
     _check_foreign(folder)
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _lock(stack, folder / _LOCK_NAME)
+            with output_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                _lock(stack, folder / _LOCK_NAME)
         except BlockingIOError:
             raise OutputError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
         _check_config(folder, config)
-        write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
+        with output_errors(folder):
+            write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
         yield
 
 

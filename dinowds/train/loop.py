@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from dinowds.data.order.exposure import check_cap
 from dinowds.data.order.make import make_plan, order_of
 from dinowds.data.order.plan import Order, Plan
 from dinowds.data.source import check_cache
-from dinowds.errors import CheckpointError, ConfigError, StoppedBySignal
+from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal
 from dinowds.model.architecture import describe_architecture
 from dinowds.model.dino import DinoModel, architecture_of, auto_prototypes
 from dinowds.remote.files import shown
@@ -109,7 +109,7 @@ def train(
         if world.rank == 0:
             run.observer = LogObserver(out, observer or SilentObserver())
         stop = stack.enter_context(stop_signals())
-        with memory_explained(run.config):
+        with memory_explained(run.config), run.telling_what_is_saved():
             run.start()
             return run.execute(stop)
 
@@ -164,6 +164,17 @@ class _Run:
         self.end_step = min(self.num_steps, config.optim.max_steps or self.num_steps)
         self.settings = _step_settings(config, world, device)
         self.writer = Writer(out / CHECKPOINTS_NAME, config.train.keep_checkpoints)
+
+    @contextmanager
+    def telling_what_is_saved(self) -> Iterator[None]:
+        """A run folder that cannot be written ends the run: its error names the checkpoint that there is."""
+        try:
+            yield
+        except OutputError as error:
+            self.writer.close()  # one that is under way may become whole
+            newest = next(iter(list_checkpoints(self.out / CHECKPOINTS_NAME)), None)
+            saved = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+            raise OutputError(f"{error}; {saved}") from None
 
     def start(self) -> None:
         """Build the models and load the newest checkpoint, if there is one. Rank 0 chooses it for all ranks."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dinowds.files import write_atomic
+from dinowds.files import output_errors, write_atomic
 from dinowds.train.sinks import Sink, TensorBoard, describe_failure
 
 METRICS_NAME = "metrics.jsonl"
@@ -179,21 +179,20 @@ class Journal:
         """
         for name in (METRICS_NAME, BAD_SAMPLES_NAME, BAD_STEPS_NAME):
             keep_steps_until(folder / name, resumed_step)
-        self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        self._metrics = folder / METRICS_NAME
+        append_text(self._metrics, "")  # is there from the start
         self._sinks, self._tell = list([TensorBoard(folder, resumed_step)] if sinks is None else sinks), tell
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="dinowds-sinks")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` counts from 1: the number of optimizer steps done. Figures that are not finite are null on disk."""
         line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._metrics.write(json.dumps({"step": step, **line}) + "\n")
-        self._metrics.flush()
+        append_lines(self._metrics, [{"step": step, **line}])
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._sender.submit(self._each_sink, lambda sink: sink.write(step, finite))
 
     def close(self) -> None:
         """Waits until sinks have everything."""
-        self._metrics.close()
         self._sender.submit(self._each_sink, lambda sink: sink.close())
         self._sender.shutdown()
 
@@ -207,12 +206,13 @@ class Journal:
 
 
 def keep_steps_until(path: Path, last_step: int) -> None:
-    """Drop the lines of `path` that are of later steps, or cut short."""
+    """Drop the lines of `path` that are of later steps, or cut short. Raises OutputError where it cannot be."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if (entry := parse_entry(line)) is not None and entry["step"] <= last_step]
-    write_atomic(path, "".join(line + "\n" for line in kept).encode())
+    with output_errors(path):
+        write_atomic(path, "".join(line + "\n" for line in kept).encode())
 
 
 def last_figure(path: Path, name: str) -> float:
@@ -228,9 +228,11 @@ def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append in one write, so that lines of several ranks do not mix."""
-    with open(path, "ab", buffering=0) as file:
-        file.write(text.encode())
+    """Append in one write, so that lines of several ranks do not mix. Raises OutputError where it cannot be."""
+    left = memoryview(text.encode())
+    with output_errors(path), open(path, "ab", buffering=0) as file:
+        while left := left[file.write(left) :]:  # a disk that is nearly full takes a part, and says nothing
+            pass
 
 
 def parse_entry(line: str | bytes) -> dict[str, Any] | None:

@@ -20,9 +20,9 @@ import xxhash
 from dinowds.data.manifest import SAMPLES_SCHEMA, Manifest, read_manifest
 from dinowds.data.verify import verify_dataset
 from dinowds.errors import ConfigError, DinowdsError, OutputError, SourceError
+from dinowds.files import output_errors
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset, plan_dataset
 from dinowds.shard.outputs.local_output import LocalOutput
-from dinowds.shard.outputs.output import output_errors
 from dinowds.shard.outputs.workspace import Workspace, claim
 
 MakeTar = Callable[..., Path]

@@ -18,7 +18,7 @@ from dinowds.data.manifest import SUBSETS_NAME, Manifest
 from dinowds.data.store.fetch import fetch
 from dinowds.data.subsets.selection import Mask, mask_header, open_mask
 from dinowds.errors import ConfigError, DatasetError, OutputError, StorageError
-from dinowds.files import sha256_of, write_atomic
+from dinowds.files import output_errors, sha256_of, write_atomic
 from dinowds.remote.files import RemoteFiles, is_remote, shown
 from dinowds.remote.urls import HTTP, scheme_of
 
@@ -156,10 +156,8 @@ def write_subset(root: str, subset: Subset, mask: Mask, files: RemoteFiles, over
             "--overwrite to replace it"
         )
     content = json.dumps(subset.to_json(), indent=1, ensure_ascii=False).encode() + b"\n"
-    try:
+    with output_errors(f"{shown(root)}/{SUBSETS_NAME}"):
         _replace(root, subset.name, mask_file(mask), content, files)
-    except OSError as error:
-        raise OutputError(f"{shown(root)}/{SUBSETS_NAME}: cannot be written ({error.strerror or error})") from None
     return True
 
 

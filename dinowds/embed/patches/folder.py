@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dinowds.embed.patches.parts import Part, read_part
 from dinowds.embed.patches.reader import ABOUT_NAME, FEATURES_NAME, UNFINISHED_NAME
 from dinowds.errors import OutputError
-from dinowds.files import lock_file, remove_temporaries, write_atomic
+from dinowds.files import lock_file, output_errors, remove_temporaries, write_atomic
 from dinowds.train.monitor import BAD_SAMPLES_NAME
 from dinowds.world import World
 
@@ -86,17 +86,16 @@ def own_folder(folder: Path, question: Question, overwrite: bool, world: World, 
     with ExitStack() as stack:
         if world.rank == 0:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_file(folder / _LOCK_NAME))
-                _prepare(folder, question, check_replaceable(folder, question, overwrite))
-                if world.size == 1:
-                    remove_temporaries(folder)
+                with output_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(lock_file(folder / _LOCK_NAME))
+                    _prepare(folder, question, check_replaceable(folder, question, overwrite))
+                    if world.size == 1:
+                        remove_temporaries(folder)
             except BlockingIOError:
                 raise OutputError(
                     f"{folder}: another job is at work in it; wait for it, or give another --out"
                 ) from None
-            except OSError as error:
-                raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
         elif state != "begun":
             _wait_for_rank_0(folder, question, wait)
         yield
@@ -137,7 +136,7 @@ def finish(folder: Path, about: dict[str, Any], parts: list[Part]) -> None:
         OutputError: it cannot be written.
     """
     bad = [sample for part in parts for sample in part.bad]
-    try:
+    with output_errors(folder):
         remove_temporaries(folder)
         if bad:
             write_atomic(folder / BAD_SAMPLES_NAME, "".join(json.dumps(line) + "\n" for line in bad).encode())
@@ -146,11 +145,6 @@ def finish(folder: Path, about: dict[str, Any], parts: list[Part]) -> None:
         content = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         write_atomic(folder / ABOUT_NAME, content.encode())
         (folder / UNFINISHED_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error.strerror or error}); make room there, and give the same command "
-            "again to go on"
-        ) from None
 
 
 def is_finished(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from dinowds.embed.patches.folder import digest_of
 from dinowds.embed.regions.ways import Notice, RegionOptions, Report, Summary, open_way
 from dinowds.embed.regions.work import Work
 from dinowds.errors import ConfigError
+from dinowds.files import output_errors
 from dinowds.remote.files import is_remote, shown
 from dinowds.shard.build import ShardOptions, ShardProgress, build_dataset
 from dinowds.shard.outputs.place import open_output
@@ -67,7 +68,7 @@ def embed_regions(
                 notice(line)
         return recognises(work.grids)
 
-    with ExitStack() as stack:
+    with output_errors(work.root), ExitStack() as stack:
         with process_group(world, torch.device("cpu")):
             is_made = on_rank_0(begin)
         if not is_made:

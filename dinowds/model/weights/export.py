@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinowds.errors import CheckpointError, ConfigError, OutputError
-from dinowds.files import TEMPORARY_SUFFIX, atomic_write, fsync_folder, write_atomic
+from dinowds.files import TEMPORARY_SUFFIX, atomic_write, fsync_folder, output_errors, write_atomic
 from dinowds.model.pixels import Channels
 from dinowds.model.weights.card import how_to_load, model_card, note_on_positions, timm_call, timm_config
 from dinowds.model.weights.check import check_export
@@ -79,13 +79,11 @@ def export_weights(
     _check_free(out, to, overwrite)
     written = fold_normalization(weights, *normalization) if normalization else weights
     written = _for_consumer(written, to)
-    try:
+    with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         difference = (
             _write_timm(weights, written, out) if to == "timm" else _write_torch(weights, written, out, with_head)
         )
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None
     calls = how_to_load(written, to, str(out), with_head)
     return Export(str(out), to, written, difference, calls, note_on_positions(written.architecture, to))
 

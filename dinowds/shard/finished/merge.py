@@ -30,10 +30,10 @@ from dinowds.data.manifest import (
 from dinowds.data.subsets.subset import list_subsets
 from dinowds.data.withdrawn import IN_SHARDS, WITHDRAWN, withdrawn_in_shards, withdrawn_samples
 from dinowds.errors import ConfigError, DatasetError, StorageError
-from dinowds.files import atomic_write, sha256_of
+from dinowds.files import atomic_write, output_errors, sha256_of
 from dinowds.remote.files import is_remote, shown
 from dinowds.remote.urls import has_user
-from dinowds.shard.outputs.output import Output, output_errors
+from dinowds.shard.outputs.output import Output
 from dinowds.shard.outputs.place import check_text, open_output
 from dinowds.shard.outputs.workspace import Workspace, claim
 from dinowds.shard.write.indexfile import IndexReader, joined_schema, write_index

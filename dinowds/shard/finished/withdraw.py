@@ -25,13 +25,14 @@ from dinowds.data.manifest import MANIFEST_NAME, QUARANTINE_NAME, SAMPLES_NAME, 
 from dinowds.data.subsets.entries import Entries, match_slides, missing_entries, read_entries
 from dinowds.data.withdrawn import IN_SHARDS, WITHDRAWN, withdrawn_in_shards, withdrawn_samples
 from dinowds.errors import ConfigError, DatasetError, OutputError
+from dinowds.files import output_errors
 from dinowds.remote.files import is_remote, shown
 from dinowds.remote.threads import in_threads
 from dinowds.shard.finished.changes import replace_index, result_of
 from dinowds.shard.finished.quarantine import Forgetting, forget_lines
 from dinowds.shard.finished.tarcopy import CopiedShard, copy_samples
 from dinowds.shard.outputs.local_output import LocalOutput
-from dinowds.shard.outputs.output import is_own_shard, output_errors, tar_path
+from dinowds.shard.outputs.output import is_own_shard, tar_path
 from dinowds.shard.outputs.workspace import Workspace, claim
 from dinowds.shard.write.indexfile import IndexReader, joined_schema, write_index
 

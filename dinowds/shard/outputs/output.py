@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -19,11 +17,9 @@ from dinowds.data.manifest import (
     UNFINISHED_NAME,
     Manifest,
 )
-from dinowds.errors import OutputError
 
 _OWN_NAMES = (MANIFEST_NAME, SAMPLES_NAME, QUARANTINE_NAME, UNFINISHED_NAME)
 _SUBSET_FILE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npy|json)(\.[0-9a-f]+\.tmp)?")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 Notes = dict[str, Any]
 """What a run writes down to go on with: `fingerprint` (all that decides the bytes), `run` (a random name), `digests` of
@@ -156,13 +152,3 @@ def foreign_name(
 def is_subset_file(name: str) -> bool:
     """Whether `dinowds subset` writes files of that name."""
     return _SUBSET_FILE.fullmatch(name) is not None
-
-
-@contextmanager
-def output_errors(root: Path) -> Iterator[None]:
-    """Errors of the system that no source has caused are about the output."""
-    try:
-        yield
-    except OSError as error:
-        advice = "; make room and give the same command again to go on" if error.errno in _FULL else ""
-        raise OutputError(f"{root}: cannot be written ({error.strerror or error}){advice}") from None

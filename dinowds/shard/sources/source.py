@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinowds.errors import SourceError
+from dinowds.files import reading_advice
 from dinowds.shard.records import decode_name
 
 FileKind = Literal["tar", "zip", "folder", "tensors", "sidecar"]
@@ -140,7 +141,8 @@ def readable(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file or folder") from None
     except OSError as error:
-        raise SourceError(f"{_below(path, error)}: cannot be read ({error.strerror or error})") from None
+        reason = f"({error.strerror or error}){reading_advice(error)}"
+        raise SourceError(f"{_below(path, error)}: cannot be read {reason}") from None
 
 
 def _below(path: str, error: OSError) -> str:

@@ -15,8 +15,7 @@ from typing import IO, Any, BinaryIO, cast
 import xxhash
 
 from dinowds.errors import SourceError
-from dinowds.files import atomic_write, open_regular
-from dinowds.shard.outputs.output import output_errors
+from dinowds.files import atomic_write, open_regular, output_errors
 from dinowds.shard.sources import zipscan
 from dinowds.shard.sources.fetching import open_remote
 from dinowds.shard.sources.layouts.folder import Times, walk

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinowds.errors import SourceError
-from dinowds.files import open_regular
+from dinowds.files import open_regular, reading_advice
 from dinowds.shard.kernels import PIECE, GatherError, gather
 from dinowds.shard.records import decode_name
 from dinowds.shard.sources.source import SourceFile, changed, readable
@@ -148,7 +148,7 @@ def _open_file(folder: SourceFile, name: bytes, size: int) -> int:
     except FileNotFoundError:
         raise changed(path) from None
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}){reading_advice(error)}") from None
     found = os.fstat(descriptor)
     if found.st_size != size or found.st_mtime_ns > folder.mtime_ns:
         os.close(descriptor)

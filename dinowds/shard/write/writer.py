@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dinowds.data.manifest import SAMPLES_SCHEMA, STATISTICS
-from dinowds.files import atomic_write
+from dinowds.files import atomic_write, output_errors
 from dinowds.shard.kernels import Sha256s
 from dinowds.shard.outputs.local_output import size_of
-from dinowds.shard.outputs.output import Output, output_errors, shard_url, tar_path
+from dinowds.shard.outputs.output import Output, shard_url, tar_path
 from dinowds.shard.records import decode_names, sample_keys
 from dinowds.shard.selecting import known_places
 from dinowds.shard.sources.source import SourceFile

@@ -1,0 +1,55 @@
+"""What the tests of this room share: the command, and inputs of every part of the way. Read only."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dinowds.shard.build import ShardOptions, build_dataset
+from tests.embed.support import coded_image, png, write_tar, write_weights
+from tests.faults.commands import Commands, commands
+from tests.support import make_dataset
+
+
+@pytest.fixture(scope="session")
+def command() -> Iterator[Commands]:
+    with commands() as command:
+        yield command
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`data`: 90 patches of 9 slides in two cohorts, 4 shards. `regions`: 16 of another slide, on a grid."""
+
+    data: Path
+    regions: Path
+    weights: Path
+    slides: Path
+    """A list of two of the slides."""
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    root = tmp_path_factory.mktemp("inputs")
+    places = [(x, y) for y in range(4) for x in range(4)]
+    members = {f"s/{32 * x}_{32 * y}.png": png(coded_image(x, y)) for x, y in places}
+    tar = write_tar(root / "regions.tar", members)
+    build_dataset([tar], root / "regions", ShardOptions(max_count=5))
+    (root / "slides.txt").write_text("alpha/slide1\nalpha/slide4\n")
+    return Inputs(
+        make_dataset(root / "first"),
+        root / "regions",
+        write_weights(root / "weights.pt"),
+        root / "slides.txt",
+    )
+
+
+@pytest.fixture(scope="session")
+def root_only() -> None:
+    """Skip where this user is not root: what is done to the system here, others may not."""
+    if subprocess.run(["id", "-u"], capture_output=True, text=True, check=True).stdout.strip() != "0":
+        pytest.skip("needs root")

@@ -1,0 +1,156 @@
+"""Few open files, a small /dev/shm, little memory, a clock that goes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dinowds.data.verify import verify_dataset
+from dinowds.shard.build import ShardOptions, build_dataset
+from tests.embed.support import coded_image, png, write_tar, write_weights
+from tests.faults.commands import Commands
+from tests.faults.form import IS_FULL, tally
+from tests.faults.system.conftest import Inputs
+from tests.faults.system.jobs import JOBS, RUN, trained
+from tests.faults.system.test_outputs import LONG_STEPS, wait_until
+from tests.support import dinowds_command, processes_of, write_cohort
+
+FILES = 64
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 patches in 200 shards."""
+    root = tmp_path_factory.mktemp("many")
+    build_dataset([write_cohort(root / "a.tar", 400)], root / "dataset", ShardOptions(max_count=2))
+    assert len(list((root / "dataset" / "shards").iterdir())) == 200
+    return root / "dataset"
+
+
+def one_image(path: Path, number: int) -> Path:
+    return write_tar(path, {f"s{number}/{number}_0.png": png(coded_image(number, number))})
+
+
+def test_open_files__shard_of_many_sources_says_what_to_raise(tmp_path: Path) -> None:
+    """Sources are opened together; with more of them than files it ends, and goes on with a higher limit."""
+    sources = [one_image(tmp_path / f"{number}.tar", number) for number in range(100)]
+    given = dinowds_command("shard", *sources, "--out", tmp_path / "out", "--name", "x")
+    few = subprocess.run(
+        ["prlimit", f"--nofile={FILES}:{FILES}", *given], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert few.returncode == 1, few
+    assert "(Too many open files); raise the limit of open files ('ulimit -n')" in few.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    subprocess.run(given, capture_output=True, timeout=240, check=True)
+    assert verify_dataset(tmp_path / "out") == []
+    tally("commands with 64 open files")
+
+
+@pytest.mark.parametrize("workers", [0, 2] if IS_FULL else [2])
+def test_open_files__train_over_many_shards(command: Commands, many_shards: Path, tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out"
+    arguments = ["train", "patch", "--data", many_shards, "--out", out, *RUN, f"speed.num_workers={workers}"]
+    ended = command.run(*arguments, harms=[("open_files", FILES)])
+    if ended.status:
+        assert "ulimit -n" in ended.error
+        assert command.run(*arguments).status == 0
+    trained(out)
+    tally("commands with 64 open files")
+
+
+def test_open_files__embed_over_many_shards(command: Commands, many_shards: Path, tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "w.pt")
+    arguments = ["embed", "patch", many_shards, "--checkpoint", weights, "--out", tmp_path / "out", "--workers", 0]
+    ended = command.run(*arguments, "--image-size", 32, harms=[("open_files", FILES)])
+    assert ended.status == 0, ended
+    tally("commands with 64 open files")
+
+
+@pytest.mark.usefixtures("root_only")
+def test_small_shm__training_with_loader_processes_does_without_it(
+    command: Commands, inputs: Inputs, tmp_path: Path
+) -> None:
+    """Batches of loader processes go through memory of their own (memfd): 64 kB of /dev/shm, less than one, do."""
+    out = tmp_path / "out"
+    arguments = ["train", "patch", "--data", inputs.data, "--out", out, *RUN, "speed.num_workers=2"]
+    ended = command.run(*arguments, "train.batch_size=48", "optim.epochs=9", harms=[("small_shm", 1 << 16)])
+    assert ended.status == 0, ended
+    trained(out)
+    tally("runs with a small /dev/shm")
+
+
+def loaders_of(pid: int) -> list[int]:
+    """Loader processes that have begun to work, of a run."""
+    found = []
+    for one in processes_of(pid) - {pid}:
+        command = Path(f"/proc/{one}/cmdline").read_bytes() if Path(f"/proc/{one}").exists() else b""
+        try:
+            parent = int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if b"forkserver" in command and parent != pid:
+            found.append(one)
+    return found
+
+
+@pytest.mark.parametrize("how", ["killed", "memory"] if IS_FULL else ["killed"])
+def test_loader_process_without_memory__ends_the_run_in_one_line(
+    command: Commands, inputs: Inputs, tmp_path: Path, how: str
+) -> None:
+    """SIGKILL, as the system sends where memory runs out; or an allocation that fails."""
+    out = tmp_path / "out"
+    arguments = [
+        "train",
+        "patch",
+        "--data",
+        inputs.data,
+        "--out",
+        out,
+        *RUN,
+        f"optim.max_steps={LONG_STEPS}",
+        "speed.num_workers=2",
+    ]
+    running = command.start(*arguments)
+    wait_until(lambda: (out / "checkpoints" / "step-00000002.pt").exists())
+    victim = max(loaders_of(running.pid))
+    if how == "killed":
+        os.kill(victim, signal.SIGKILL)
+    else:
+        import resource
+
+        resource.prlimit(victim, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+    error = running.wait(120).error
+    assert "memory" in error
+    assert "speed.num_workers" in error or how == "memory"
+    again = command.run(*arguments)
+    assert again.status == 0, again
+    assert "going on after step" in (out / "train.log").read_text()
+    trained(out, LONG_STEPS)
+    tally("loader processes without memory")
+
+
+@pytest.mark.parametrize("name", ["train patch", "embed patch", "inspect --html"] if IS_FULL else ["train patch"])
+def test_clock_that_goes_back__changes_nothing(command: Commands, inputs: Inputs, tmp_path: Path, name: str) -> None:
+    job = JOBS[name]
+    for place, harms in (("whole", []), ("back", [("clock_goes_back", 7200.0)])):
+        (tmp_path / place).mkdir()
+        ended = command.run(*job.arguments(inputs, tmp_path / place / "out"), harms=harms)
+        assert ended.status == 0, ended
+        assert "-0:" not in ended.errors
+    assert job.whole(tmp_path / "back" / "out") == job.whole(tmp_path / "whole" / "out")
+    if name == "train patch":
+        run = tmp_path / "back" / "out"
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            content = json.loads(line)
+            assert content["images_per_second"] > 0
+            assert 0 <= content["waiting_share"] <= 1
+        for again in (["watch", run, "--once"], ["report", run]):
+            looked = command.run(*again, harms=[("clock_goes_back", 1e9)])
+            assert looked.status == 0, looked
+            assert "-1 " not in looked.out
+    tally("commands under a clock that goes back")
