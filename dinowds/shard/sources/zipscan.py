@@ -206,9 +206,14 @@ def _is_encrypted(info: zipfile.ZipInfo) -> bool:
     return bool(info.flag_bits & _ENCRYPTED_FLAGS)
 
 
+def largest_unpacked(packed: int) -> int:
+    """Bytes that a file of `packed` bytes may unpack to."""
+    return max(_SMALL, MAX_RATIO * packed)
+
+
 def _check_total(entries: list[_Entry], packed: int, text: str) -> None:
     total = sum(entry.size for entry in entries)
-    if total > max(_SMALL, MAX_RATIO * packed):
+    if total > largest_unpacked(packed):
         raise SourceError(
             f"{text}: its images say that they have {total} bytes, more than {MAX_RATIO} times the zip's {packed}; "
             "if that is true, unpack it and give the folder"
