@@ -5,8 +5,11 @@ Run as a script by `Commands`: a request on each line of stdin, an answer on eac
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import select
 import signal
@@ -20,6 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
+
+import cli
+import cli.main
+import dinowds
 
 LIMIT = 90.0
 """Seconds that a command may take: far more than any does."""
@@ -78,15 +87,19 @@ def commands() -> Iterator[Commands]:
             process.kill()
 
 
-def _serve() -> None:
-    import cli.main
-    import dinowds.embed.patches.run
-    import dinowds.model.weights.export
-    import dinowds.report.make
-    import dinowds.shard.build
-    import dinowds.shard.engine
-    import dinowds.train.loop  # noqa: F401
+_NEEDED_LATER = ("rich.table", "rich.console", "rich.progress", "pydantic", "pyarrow.dataset", "jinja2", "plotly.io")
 
+
+def _serve() -> None:
+    for package in (dinowds, cli):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("._kernels"):  # a library of C, not a module
+                importlib.import_module(module.name)
+    for name in _NEEDED_LATER:
+        importlib.import_module(name)
+    Image.init()
+    gc.collect()
+    gc.freeze()  # children that collect would copy all pages
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line))), flush=True)  # noqa: T201
 
@@ -107,8 +120,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _become_command(arguments: list[str], room: Path) -> None:
-    import cli.main
-
     os.setpgid(0, 0)
     os.chdir(room / "work")
     for name in ("SLURM_TMPDIR", "XDG_CACHE_HOME"):

@@ -14,7 +14,7 @@ from tests.faults.surroundings import check_ended, listing
 
 
 class Room:
-    """`path`/work is where commands are given, `input` holds what strangers sent, `out` is where a command may write."""
+    """`path`/work is where commands are given, `input` has what strangers sent, `out` is where they may write."""
 
     def __init__(self, path: Path, commands: Commands, harmless: dict[str, int]) -> None:
         self.path, self._commands, self._harmless = path, commands, harmless
