@@ -37,6 +37,8 @@ MAX_DIRECTORY = 64 << 20
 MAX_RATIO = 100
 """Tiles that were stored raw and are white shrink more than this, but not all tiles of a zip."""
 _SMALL = 1 << 30
+_SMALL_IMAGE = 128 << 20
+"""Bytes of an image that may shrink more: it is unpacked in memory."""
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -199,7 +201,8 @@ def _kind(info: zipfile.ZipInfo, name: bytes) -> str:
         return FILE
     if info.compress_type != zipfile.ZIP_DEFLATED:
         return OTHER_METHOD
-    return COMPRESSED if max(info.file_size, info.compress_size) <= MAX_IMAGE_BYTES else TOO_LARGE
+    largest = min(MAX_IMAGE_BYTES, max(_SMALL_IMAGE, MAX_RATIO * info.compress_size))
+    return COMPRESSED if max(info.file_size, info.compress_size) <= largest else TOO_LARGE
 
 
 def _is_encrypted(info: zipfile.ZipInfo) -> bool:
