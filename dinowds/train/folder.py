@@ -8,9 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dinowds.config import COMMANDS, RunConfig, differences, kind_of, load_config, to_yaml
+from dinowds.config.plain import parse_plain
 from dinowds.errors import ConfigError, OutputError
 from dinowds.files import is_locked, lock_file, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
@@ -97,7 +96,7 @@ def _lock(stack: ExitStack, path: Path) -> None:
 def read_saved(path: Path) -> dict[str, Any]:
     """A run's `config.yaml` as it is; {} of one that is no mapping. Raises ConfigError where it cannot be read."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        content = parse_plain(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     return content if isinstance(content, dict) else {}

@@ -5,6 +5,7 @@ Run as a script by `Commands`: a request on each line of stdin, an answer on eac
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -32,7 +33,6 @@ import dinowds
 
 LIMIT = 90.0
 """Seconds that a command may take: far more than any does."""
-_LARGEST_FILE = 4 << 30
 _MOST_MEMORY = 12 << 30
 
 
@@ -131,8 +131,6 @@ def _become_command(arguments: list[str], room: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(room / f".{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     sys.argv = ["dinowds", *arguments]
     status = 99
@@ -143,6 +141,7 @@ def _become_command(arguments: list[str], room: Path) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()  # some remove temporary files
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
