@@ -140,12 +140,20 @@ def _verify_subsets(root: str, named: str | None, files: DatasetFiles, manifest:
     damages = []
     for name in sorted(names | ({named} if named else set())):
         try:
-            problem = _mask_problem(files, read_subset(root, name, manifest, files.remote), manifest.num_samples)
+            problem = _subset_problem(files, read_subset(root, name, manifest, files.remote), manifest)
         except (DatasetError, OSError, ValueError) as error:
             problem = " ".join(str(error).split())
         if problem:
             damages.append(Damage(f"{SUBSETS_NAME}/{name}", None, problem))
     return damages
+
+
+def _subset_problem(files: DatasetFiles, subset: Subset, manifest: Manifest) -> str:
+    if problem := _mask_problem(files, subset, manifest.num_samples):
+        return problem
+    if sum(subset.cohorts.values()) != subset.samples or subset.cohorts.keys() - manifest.cohorts.keys():
+        return "its description's counts of cohorts cannot be right"
+    return ""
 
 
 def _mask_problem(files: DatasetFiles, subset: Subset, num_samples: int) -> str:
