@@ -152,7 +152,7 @@ def test_any_file__damage_is_told_and_never_read_as_something_else(whole: Path, 
     true, before = payloads(whole), read_manifest(whole)
     subset = read_subset(str(whole), "few", before, RemoteFiles())
     files = sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
-    for number in range(amount(250, 6000)):
+    for number in range(amount(150, 6000)):
         draw = random.Random(f"{SEED} {number}")
         path, how = draw.choice(files), draw.choice(DAMAGES)
         content = path.read_bytes()
@@ -270,7 +270,7 @@ def test_features__damage_is_told_or_changes_nothing(tmp_path: Path) -> None:
         return [features.matrix(t).tobytes() + str(t.drop_columns(["feature"]).to_pydict()).encode() for t in tables]
 
     true = read()
-    for number in range(amount(250, 6000)):
+    for number in range(amount(150, 6000)):
         draw = random.Random(f"{SEED} {number}")
         path.write_bytes(draw.choice((flipped, flipped, cut, zeroed))(content, draw))
         try:
@@ -288,7 +288,7 @@ def test_checkpoint__damage_is_told_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"format_version": FORMAT_VERSION, "model": {"w": torch.randn(50, 20), "b": torch.randn(7)}}, path)
     content, true = path.read_bytes(), load_checkpoint(path)["model"]
-    for number in range(amount(250, 6000)):
+    for number in range(amount(150, 6000)):
         draw = random.Random(f"{SEED} {number}")
         path.write_bytes(draw.choice((flipped, flipped, cut, zeroed))(content, draw))
         try:
