@@ -74,7 +74,7 @@ class Commands:
         texts = [(room / f".{name}").read_bytes().decode("utf-8", "backslashreplace") for name in ("out", "err")]
         for name in ("out", "err"):
             (room / f".{name}").unlink()
-        return Ended(said["status"], *texts, said["peak"], said["seconds"])
+        return Ended(said["status"], texts[0], texts[1], said["peak"], said["seconds"])
 
 
 @contextmanager

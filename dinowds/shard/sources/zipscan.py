@@ -102,9 +102,10 @@ def spool_zip(file: Path, text: str, out: BinaryIO) -> None:
             fileobj=out, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
         ) as tar,
     ):
-        entries = [entry for entry in _entries(archive, descriptor, text) if entry.is_spooled()]
-        _check_total(entries, os.fstat(descriptor).st_size, text)
-        for entry in entries:
+        entries = list(_entries(archive, descriptor, text))
+        claimed = [entry for entry in entries if entry.is_spooled() or entry.kind == TOO_LARGE]
+        _check_total(claimed, os.fstat(descriptor).st_size, text)
+        for entry in filter(_Entry.is_spooled, entries):
             payload = _payload(descriptor, entry)
             member = tarfile.TarInfo(entry.name.decode("utf-8", "surrogateescape"))
             member.size = len(payload)

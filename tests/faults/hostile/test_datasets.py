@@ -93,7 +93,7 @@ def rename(folder: Path, **values: Any) -> None:
     cohorts: dict[str, int] = {}
     for row in (row for rows in groups for row in rows):
         cohorts[row["cohort"]] = cohorts.get(row["cohort"], 0) + 1
-    digests = {"samples_sha256": sha256_of(path), "samples_footer_sha256": footer_sha256(path)}
+    digests: dict[str, Any] = {"samples_sha256": sha256_of(path), "samples_footer_sha256": footer_sha256(path)}
     write_manifest(folder, replace(read_manifest(folder), cohorts=cohorts, **digests))
 
 

@@ -59,7 +59,15 @@ def ruff_codes() -> dict[str, set[str]]:
     """Source of `BAD` → the rules of ruff that it breaks, as a file of the package."""
     found = {}
     for source in BAD:
-        command = [RUFF, "check", "--output-format", "json", "--stdin-filename", ROOT / "dinowds" / "bad.py", "-"]
+        command = [
+            str(RUFF),
+            "check",
+            "--output-format",
+            "json",
+            "--stdin-filename",
+            str(ROOT / "dinowds" / "bad.py"),
+            "-",
+        ]
         run = subprocess.run(command, input=source, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
         found[source] = {str(problem["code"]) for problem in json.loads(run.stdout)}
     return found

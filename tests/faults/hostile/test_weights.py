@@ -163,7 +163,7 @@ def test_load__zip_of_torch_with_names_that_leave_its_folder(tmp_path: Path) -> 
     tally("hostile weights tried", 4)
 
 
-YAMLS = {
+YAMLS: dict[str, str | bytes] = {
     "object": "optim: !!python/object/apply:os.system ['touch MARK']",
     "name": "optim: {lr: !!python/name:os.system }",
     "module": "train: !!python/module:os",

@@ -105,9 +105,9 @@ def damages() -> dict[str, bytes]:
     said = zipped([(f"{number}.jpg", bytes(1 << 20)) for number in range(20)], DEFLATED)
     found["bomb that says little"] = said.replace(struct.pack("<I", 1 << 20), struct.pack("<I", 100))
     raw = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = raw.compress(IMAGES[0] + bytes(64 << 20)) + raw.flush()
+    squeezed = raw.compress(IMAGES[0] + bytes(64 << 20)) + raw.flush()
     short = zipped([("a.jpg", IMAGES[0])], DEFLATED)
-    found["more behind the image"] = short[:35] + packed + short[35:]
+    found["more behind the image"] = short[:35] + squeezed + short[35:]
     return found
 
 
