@@ -103,7 +103,7 @@ def spool_zip(file: Path, text: str, out: BinaryIO) -> None:
         ) as tar,
     ):
         entries = list(_entries(archive, descriptor, text))
-        claimed = [entry for entry in entries if entry.is_spooled() or entry.kind == TOO_LARGE]
+        claimed = [e for e in entries if e.is_spooled() or (e.kind == TOO_LARGE and e.size <= MAX_IMAGE_BYTES)]
         _check_total(claimed, os.fstat(descriptor).st_size, text)
         for entry in filter(_Entry.is_spooled, entries):
             payload = _payload(descriptor, entry)
