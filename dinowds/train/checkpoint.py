@@ -185,7 +185,7 @@ def find_latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
         return path
     if damaged:
         best = folder / BEST_NAME
-        told = f" ({best} is kept, for train.init_from or export)" if best.exists() else ""
+        told = f" ({best} is kept, for student.init_from or export)" if best.exists() else ""
         raise CheckpointError(
             f"{folder}: none of the {len(damaged)} checkpoints can be read; move the run folder away{told}"
         )

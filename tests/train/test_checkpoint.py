@@ -161,6 +161,17 @@ def test_find_latest__passes_over_a_damaged_one(tmp_path: Path, damage: str) -> 
     assert newest.with_name(newest.name + ".damaged").exists()
 
 
+def test_find_latest__names_the_best_where_all_steps_are_damaged(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, keep=1)
+    writer.save(state(3), best=True)
+    writer.save(state(4))
+    writer.wait()
+    for path in list_checkpoints(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"best\.pt is kept"):
+        find_latest(tmp_path, ignore)
+
+
 def test_find_latest__is_never_the_best(tmp_path: Path) -> None:
     writer = Writer(tmp_path, keep=2)
     writer.save(state(3), best=True)
