@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from dinowds.errors import OutputError
+from dinowds.errors import CheckpointError, OutputError
 from dinowds.train import checkpoint
 from dinowds.train.checkpoint import (
     Writer,
