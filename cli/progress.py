@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .shared import printable
+
 if TYPE_CHECKING:
     from dinowds.train.monitor import EpochSummary, Observer
     from dinowds.train.monitor import Progress as RunProgress
@@ -68,6 +70,10 @@ def _cell(column: _Column, figures: Mapping[str, float]) -> str:
     return f"{figures[column.figure]:>{column.width}{column.form}}" if column.figure in figures else " " * column.width
 
 
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def duration(seconds: float) -> str:
     """h:mm:ss, also of more than a day."""
     minutes, left = divmod(round(seconds), 60)
@@ -98,7 +104,7 @@ class BarObserver:
         self._table = EpochTable()
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(_lines(text), markup=False, highlight=False)
 
     def epoch(self, summary: EpochSummary) -> None:
         if head := self._table.head(summary.figures):
@@ -132,7 +138,7 @@ class LineObserver:
     def message(self, text: str) -> None:
         if self._unwritten and self._unwritten.step == self._unwritten.num_steps:
             self._write(self._unwritten, time.monotonic())
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, progress: RunProgress) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,16 @@ def print_error(message: str) -> None:
 
 
 def print_json(content: Any) -> None:
-    """JSON alone on stdout."""
-    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))  # noqa: T201
+    """JSON alone on stdout; what could steer a terminal is escaped as JSON has it."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    print(re.sub("[^ -~\n]", lambda match: _json_escaped(match[0]), text))  # noqa: T201
+
+
+def _json_escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[place] << 8 | units[place + 1]:04x}" for place in range(0, len(units), 2))
 
 
 @contextmanager

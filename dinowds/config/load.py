@@ -10,10 +10,10 @@ from typing import Any, Literal, cast, overload
 
 from dinowds.config.earlier import suggestion
 from dinowds.config.keys import FREE_FORM, flatten, to_dict, with_crops_key, with_empty_sections
+from dinowds.config.plain import ODD_VALUES, check_plain, parse_plain
 from dinowds.config.reference import Translation, is_reference, translate
 from dinowds.config.rules import check_config
 from dinowds.config.sections import CONFIGS, Kind, PatchConfig, RegionConfig, RunConfig
-from dinowds.config.text import ODD_VALUES, parse_yaml
 from dinowds.errors import ConfigError
 
 
@@ -93,9 +93,11 @@ def _parse_override(override: str) -> Any:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key=value, like optim.lr=1e-4")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (OmegaConfBaseException, yaml.YAMLError, *ODD_VALUES) as error:
         raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
+    check_plain(content, f"override {override!r}")
+    return content
 
 
 def default_config_path(name: str) -> Path:
@@ -147,11 +149,11 @@ def _without_nulls(content: dict[str, Any], source: str) -> tuple[dict[str, Any]
 
 def _read_yaml(path: Path) -> Any:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = parse_plain(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error.strerror or error})") from None
     return {} if content is None else content
 
 

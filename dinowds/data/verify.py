@@ -140,12 +140,20 @@ def _verify_subsets(root: str, named: str | None, files: DatasetFiles, manifest:
     damages = []
     for name in sorted(names | ({named} if named else set())):
         try:
-            problem = _mask_problem(files, read_subset(root, name, manifest, files.remote), manifest.num_samples)
+            problem = _subset_problem(files, read_subset(root, name, manifest, files.remote), manifest)
         except (DatasetError, OSError, ValueError) as error:
             problem = " ".join(str(error).split())
         if problem:
             damages.append(Damage(f"{SUBSETS_NAME}/{name}", None, problem))
     return damages
+
+
+def _subset_problem(files: DatasetFiles, subset: Subset, manifest: Manifest) -> str:
+    if problem := _mask_problem(files, subset, manifest.num_samples):
+        return problem
+    if sum(subset.cohorts.values()) != subset.samples or subset.cohorts.keys() - manifest.cohorts.keys():
+        return "its description's counts of cohorts cannot be right"
+    return ""
 
 
 def _mask_problem(files: DatasetFiles, subset: Subset, num_samples: int) -> str:
@@ -240,19 +248,22 @@ def _verify_samples(
     reader: HashingReader, rows: list[dict[str, Any]], num_bytes: int, is_in_place: bool
 ) -> Iterator[tuple[str | None, str]]:
     """Compare each sample of a shard of `num_bytes` with its row; yields (key, problem)."""
+    is_renamed_by_all = False
     for row in sorted(rows, key=lambda row: int(row["offset"])) if is_in_place else rows:
         gap = row["offset"] - reader.position
         if row["size"] < 0 or not tarfile.BLOCKSIZE <= gap <= num_bytes or row["offset"] + row["size"] > num_bytes:
             yield row["key"], f"its offset or size in {SAMPLES_NAME} cannot be right"
             return
-        _skip(reader, gap - tarfile.BLOCKSIZE)  # other members, such as those of withdrawn samples
+        metadata = _skip(reader, gap - tarfile.BLOCKSIZE)  # other members, such as those of withdrawn samples
+        is_renamed_by_all |= b"g" in metadata
+        is_renamed = is_in_place and (is_renamed_by_all or bool(metadata))
         header = reader.read(tarfile.BLOCKSIZE)
         payload = reader.read(row["size"])
         if len(payload) < row["size"]:
             yield row["key"], "the shard ends before it"
             continue
         names = [f"{row['key']}.{row['ext']}", *([row["source_name"]] if is_in_place else [])]
-        if problem := _header_problem(header, names, row["size"]):
+        if problem := _header_problem(header, [] if is_renamed else names, row["size"]):
             yield row["key"], problem
         if xxhash.xxh3_128_digest(payload) != row["digest"]:
             yield row["key"], "its bytes are not those that were written"
@@ -260,9 +271,19 @@ def _verify_samples(
             yield row["key"], problem
 
 
-def _skip(reader: HashingReader, num_bytes: int) -> None:
-    while num_bytes > 0 and (block := reader.read(min(num_bytes, _STEP))):
-        num_bytes -= len(block)
+def _skip(reader: HashingReader, num_bytes: int) -> bytes:
+    """Read on; the kinds of the metadata that was passed, which gives other names to what comes after it: L, x or g."""
+    kinds = bytearray()
+    padding = min(num_bytes, -reader.position % tarfile.BLOCKSIZE)
+    reader.read(padding)
+    num_bytes -= padding
+    while num_bytes > 0 and (content := reader.read(min(num_bytes, _STEP))):
+        num_bytes -= len(content)
+        for start in range(0, len(content), tarfile.BLOCKSIZE):
+            kind = content[start + 156 : start + 157]
+            if kind in (b"L", b"x", b"X", b"g") and content[start + 257 : start + 262] == b"ustar":
+                kinds += kind
+    return bytes(kinds)
 
 
 def _label_problem(reader: HashingReader, row: dict[str, Any]) -> str:
@@ -275,12 +296,12 @@ def _label_problem(reader: HashingReader, row: dict[str, Any]) -> str:
 
 def _header_problem(header: bytes, names: Sequence[str], size: int) -> str:
     """What is wrong with the header of a member that has one of these names; a name that does not fit in it is not
-    compared: it stands in a header before.
+    compared: it stands in a header before. Without names, none is.
     """
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
     except tarfile.HeaderError:
         return "its header is damaged"
-    if info.name not in names and all(len(name) <= tarfile.LENGTH_NAME and name.isascii() for name in names):
+    if names and info.name not in names and all(len(name) <= tarfile.LENGTH_NAME and name.isascii() for name in names):
         return f"its member is called {info.name!r}, expected {names[-1]!r}"
     return "" if info.size == size else f"its header says {info.size} bytes, {SAMPLES_NAME} says {size}"

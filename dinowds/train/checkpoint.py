@@ -204,5 +204,9 @@ def find_latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
             other.rename(other.with_name(other.name + ".damaged"))
         return path
     if damaged:
-        raise CheckpointError(f"{folder}: none of the {len(damaged)} checkpoints can be read; move the run folder away")
+        best = folder / BEST_NAME
+        told = f" ({best} is kept, for student.init_from or export)" if best.exists() else ""
+        raise CheckpointError(
+            f"{folder}: none of the {len(damaged)} checkpoints can be read; move the run folder away{told}"
+        )
     return None

@@ -49,12 +49,12 @@ def run(room: str) -> bool:
 
 
 def write(room: str, figures: dict[str, int], seconds: float) -> None:
-    content = read_result()
+    content, system = read_result(), f"{platform.system()} {platform.machine()}"
     content[room] = {
         "date": date.today().isoformat(),
         "minutes": round(seconds / 60),
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True, cwd=HERE).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {system}, Python {platform.python_version()}",
         "figures": figures,
     }
     RESULT.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

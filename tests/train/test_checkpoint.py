@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from dinowds.errors import OutputError
+from dinowds.errors import CheckpointError, OutputError
 from dinowds.train import checkpoint
 from dinowds.train.checkpoint import (
     Writer,
@@ -159,6 +159,17 @@ def test_find_latest__passes_over_a_damaged_one(tmp_path: Path, damage: str) -> 
     assert len(warnings) == 1
     assert newest.name in warnings[0]
     assert newest.with_name(newest.name + ".damaged").exists()
+
+
+def test_find_latest__names_the_best_where_all_steps_are_damaged(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, keep=1)
+    writer.save(state(3), best=True)
+    writer.save(state(4))
+    writer.wait()
+    for path in list_checkpoints(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"best\.pt is kept"):
+        find_latest(tmp_path, ignore)
 
 
 def test_find_latest__is_never_the_best(tmp_path: Path) -> None:

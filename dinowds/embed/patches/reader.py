@@ -26,6 +26,8 @@ FEATURES_NAME = "features-{:06d}.parquet"
 """By the number of the dataset's shard."""
 
 _POSITION = ("slide", "x", "y")
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, pa.ArrowException)
+"""What pyarrow raises for a damaged file."""
 
 
 def features_schema(dim: int, dtype: Any, token_values: int | None) -> Any:
@@ -188,7 +190,7 @@ def _opened(path: Path) -> Any:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; make the features again") from None
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise DatasetError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
 
 
@@ -199,7 +201,7 @@ def _read(path: Path, file: Any, group: int, columns: Sequence[str]) -> Any:
             if name in columns:
                 at = table.column_names.index(name)
                 table = table.set_column(at, name, table.column(name).cast(pa.int64()))
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise DatasetError(f"{path}: row group {group} cannot be read ({_first_line(error)})") from None
     return table
 
@@ -237,7 +239,7 @@ def _dim_and_dtype(path: Path, file: Any) -> tuple[int, np.dtype[Any]]:
         return found.list_size, dtype
     try:
         first = next(file.iter_batches(batch_size=1, columns=[FEATURE])).column(0)[0]
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise DatasetError(f"{path}: cannot be read ({_first_line(error)})") from None
     if not first.is_valid or not len(first):
         raise DatasetError(f"{path}: its first row has no feature, expected one in each")

@@ -21,6 +21,7 @@ from dinowds.shard.sources.fetching import open_remote
 from dinowds.shard.sources.layouts.folder import Times, walk
 from dinowds.shard.sources.layouts.regions import spool_regions
 from dinowds.shard.sources.source import SourceFile, readable
+from dinowds.shard.sources.zipscan import MAX_RATIO, largest_unpacked
 
 _STEP = 1 << 20
 _OPENERS: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -29,19 +30,21 @@ _OPENERS: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz
 class StreamData:
     """`TarData` of a compressed or remote tar, decompressed as it is read; offsets are those of the uncompressed tar.
 
-    A read may begin again inside the bytes of the one before it, not earlier.
+    A read may begin again inside the bytes of the one before it, not earlier. `most` bytes are read in all; SourceError
+    where there are more.
     """
 
-    def __init__(self, stream: IO[bytes], path: str) -> None:
+    def __init__(self, stream: IO[bytes], path: str, most: int) -> None:
         self._stream = stream
         self._path = path
+        self._most = most
         self._last = b""
         self._position = 0
 
     def read(self, offset: int, size: int) -> bytes:
         with decompressing(self._path):
             while self._position < offset and (skipped := len(self._stream.read(min(_STEP, offset - self._position)))):
-                self._position += skipped
+                self._advance(skipped)
                 self._last = b""
             if offset > self._position:
                 return b""
@@ -49,13 +52,21 @@ class StreamData:
                 self._last[len(self._last) - (self._position - offset) :][:size] if offset < self._position else b""
             )
             more = self._stream.read(size - len(content))
-            self._position += len(more)
+            self._advance(len(more))
         if more:
             self._last = content + more
         return content + more
 
     def size(self) -> int:
         return self._position
+
+    def _advance(self, num_bytes: int) -> None:
+        self._position += num_bytes
+        if self._position > self._most:
+            raise SourceError(
+                f"{self._path}: unpacks to more than {self._most} bytes, over {MAX_RATIO} times its size; if that is "
+                "true, unpack it and give the tar"
+            )
 
 
 @contextmanager
@@ -79,7 +90,7 @@ def open_stream(file: SourceFile) -> Iterator[StreamData]:
             packed: Any = stack.enter_context(opened)
             if file.packing:
                 packed = stack.enter_context(_OPENERS[file.packing](packed, "rb"))
-        yield StreamData(packed, file.path)
+        yield StreamData(packed, file.path, largest_unpacked(file.num_bytes) if file.packing else file.num_bytes)
 
 
 def needs_spool(file: SourceFile) -> bool:

@@ -37,6 +37,8 @@ MAX_DIRECTORY = 64 << 20
 MAX_RATIO = 100
 """Tiles that were stored raw and are white shrink more than this, but not all tiles of a zip."""
 _SMALL = 1 << 30
+_SMALL_IMAGE = 128 << 20
+"""Bytes of an image that may shrink more: it is unpacked in memory."""
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -100,9 +102,10 @@ def spool_zip(file: Path, text: str, out: BinaryIO) -> None:
             fileobj=out, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
         ) as tar,
     ):
-        entries = [entry for entry in _entries(archive, descriptor, text) if entry.is_spooled()]
-        _check_total(entries, os.fstat(descriptor).st_size, text)
-        for entry in entries:
+        entries = list(_entries(archive, descriptor, text))
+        claimed = [e for e in entries if e.is_spooled() or (e.kind == TOO_LARGE and e.size <= MAX_IMAGE_BYTES)]
+        _check_total(claimed, os.fstat(descriptor).st_size, text)
+        for entry in filter(_Entry.is_spooled, entries):
             payload = _payload(descriptor, entry)
             member = tarfile.TarInfo(entry.name.decode("utf-8", "surrogateescape"))
             member.size = len(payload)
@@ -199,16 +202,22 @@ def _kind(info: zipfile.ZipInfo, name: bytes) -> str:
         return FILE
     if info.compress_type != zipfile.ZIP_DEFLATED:
         return OTHER_METHOD
-    return COMPRESSED if max(info.file_size, info.compress_size) <= MAX_IMAGE_BYTES else TOO_LARGE
+    largest = min(MAX_IMAGE_BYTES, max(_SMALL_IMAGE, MAX_RATIO * info.compress_size))
+    return COMPRESSED if max(info.file_size, info.compress_size) <= largest else TOO_LARGE
 
 
 def _is_encrypted(info: zipfile.ZipInfo) -> bool:
     return bool(info.flag_bits & _ENCRYPTED_FLAGS)
 
 
+def largest_unpacked(packed: int) -> int:
+    """Bytes that a file of `packed` bytes may unpack to."""
+    return max(_SMALL, MAX_RATIO * packed)
+
+
 def _check_total(entries: list[_Entry], packed: int, text: str) -> None:
     total = sum(entry.size for entry in entries)
-    if total > max(_SMALL, MAX_RATIO * packed):
+    if total > largest_unpacked(packed):
         raise SourceError(
             f"{text}: its images say that they have {total} bytes, more than {MAX_RATIO} times the zip's {packed}; "
             "if that is true, unpack it and give the folder"

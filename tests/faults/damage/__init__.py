@@ -1,0 +1,1 @@
+"""Files that are no longer as they were written."""

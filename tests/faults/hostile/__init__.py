@@ -1,0 +1,1 @@
+"""Files from strangers, given to the real commands."""

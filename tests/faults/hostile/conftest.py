@@ -1,0 +1,48 @@
+"""One process that starts commands, and a new room for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dinowds.shard.build import ShardOptions, build_dataset
+from tests.faults.hostile.commands import Commands, commands
+from tests.faults.hostile.rooms import Room
+from tests.faults.hostile.tars import IMAGES, plain_tar
+from tests.support import make_dataset
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Commands]:
+    with commands() as starter:
+        yield starter
+
+
+@pytest.fixture(scope="session")
+def harmless(starter: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Command → bytes of memory that it takes on what is as it should be."""
+    room = tmp_path_factory.mktemp("harmless")
+    first, second = make_dataset(room / "a"), room / "b"
+    tar = room / "other.tar"
+    tar.write_bytes(plain_tar({f"other/{number}.jpg": image for number, image in enumerate(IMAGES)}))
+    build_dataset([tar], second, ShardOptions())
+    given: dict[str, list[object]] = {
+        "shard": [room / "a" / "alpha.tar", "--out", room / "sharded"],
+        "inspect": [first, "--html", "--out", room / "page.html"],
+        "report": [first, "--out", room / "report.html"],
+        "merge": [first, second, "--out", room / "merged"],
+        "index": [first, "--for", "wids"],
+    }
+    peaks = {}
+    for command, arguments in given.items():
+        ended = starter.run(command, *arguments, room=room)
+        assert ended.status == 0, ended
+        peaks[command] = ended.peak
+    return peaks | dict.fromkeys(("embed", "export", "train", "eval", "attend", "subset", "withdraw", "order"), 1 << 30)
+
+
+@pytest.fixture
+def room(tmp_path: Path, starter: Commands, harmless: dict[str, int]) -> Room:
+    return Room(tmp_path, starter, harmless)
