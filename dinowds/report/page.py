@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, Union
 from PIL import Image
 
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import atomic_write
+from dinowds.files import remove_abandoned, write_atomic
 
 Figure: TypeAlias = Mapping[str, Any]
 """Of Plotly: `data` and `layout`, as plain JSON values. Colours are tokens of the page's scheme, see `plots`."""
@@ -194,9 +194,9 @@ def write_page(page: Page, path: Path) -> int:
         OutputError: it cannot be written.
     """
     content = render(page).encode(errors="replace")  # names of files need not be UTF-8
+    remove_abandoned(path)
     try:
-        with atomic_write(path) as file:
-            file.write(content)
+        write_atomic(path, content)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
     return len(content)

@@ -12,7 +12,7 @@ import yaml
 
 from dinowds.config import COMMANDS, RunConfig, differences, kind_of, load_config, to_yaml
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import is_locked, lock_file, write_atomic
+from dinowds.files import is_locked, lock_file, remove_temporaries, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
 
 CONFIG_NAME = "config.yaml"
@@ -62,6 +62,7 @@ def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
         _check_config(folder, config)
+        remove_temporaries(folder)
         write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
         yield
 

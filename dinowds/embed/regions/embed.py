@@ -55,6 +55,7 @@ def embed_regions(
 
     def begin() -> bool:
         nonlocal goes_on
+        work.tidy()
         work.check(way.question, digest, options.sharding.overwrite)
         goes_on = work.is_of(way.question)
         if not goes_on:

@@ -15,8 +15,9 @@ from pathlib import Path
 from dinowds.data.manifest import read_manifest
 from dinowds.embed.patches.folder import Question, differences
 from dinowds.errors import DatasetError, OutputError
-from dinowds.files import lock_file, remove_temporaries, write_atomic
+from dinowds.files import lock_file, remove_abandoned, remove_temporaries, write_atomic
 from dinowds.shard.outputs.local_output import LocalOutput
+from dinowds.shard.outputs.workspace import remove_empty
 
 _QUESTION = "question.json"
 _LOCK = ".lock"
@@ -30,6 +31,11 @@ class Work:
         self.out = out
         self.root = out.with_name(f"{out.name}.unfinished")
         self.features, self.grids = self.root / "features", self.root / "grids"
+
+    def tidy(self) -> None:
+        """Remove what a run has left that died as it began, or at its very end."""
+        remove_abandoned(self.root / _QUESTION)
+        remove_empty(self.root, _LOCK)
 
     def check(self, question: Question, digest: str, overwrite: bool) -> None:
         """Whether this run may write. Changes nothing.
