@@ -6,6 +6,7 @@ by which its helper processes are found when it is gone. Run as a script: reques
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -65,7 +66,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     seconds = time.monotonic() - begin
     os.close(handle)
     os.close(reading)
-    shared = os.listdir("/dev/shm") if os.environ.get("OWN_SHM") else []
+    shared = [path.name for path in Path("/dev/shm").iterdir()] if os.environ.get("OWN_SHM") else []
     return {"status": status, "pid": child, "moments": moments, "seconds": seconds, "shared": shared}
 
 
@@ -119,6 +120,7 @@ def _become_command(request: dict[str, Any], moments: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()  # as at the end of an interpreter, which a forked child cannot come to
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
