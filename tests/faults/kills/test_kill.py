@@ -33,6 +33,7 @@ from tests.train.regions import TINY_REGION_RUN, make_region, make_regions
 TIMES = ("images_per_second", "waiting_share")
 SHORT_RUN = (*TINY_RUN, "student.depth=1", "train.save_every_steps=2", "train.keep_checkpoints=2", "optim.max_steps=9")
 WORK = "{home}/work"
+WITHDRAWN = "no entry is a slide of the dataset"
 
 
 def of_run(name: str, content: bytes) -> Any:
@@ -222,7 +223,7 @@ def test_withdraw__with_rewrite_killed_at_any_moment(nurse: Nursery, inputs: Pat
     (before / "slides.txt").write_text("slide2\nslide5\n")
     arguments = ("withdraw", f"{WORK}/data", "--slides", f"{WORK}/slides.txt", "--rewrite")
     check = lambda work: check_dataset(work / "data")  # noqa: E731
-    command = Command("withdraw", arguments, lambda _now: set(), before, check=check)
+    command = Command("withdraw", arguments, lambda _now: set(), before, check=check, refusal=WITHDRAWN)
     survives(nurse, command, tmp_path, 2, 25)
 
 
