@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import os
 from contextlib import suppress
 from multiprocessing import forkserver
+from pathlib import Path
 
 import dinowds.data.loader  # noqa: F401
 
@@ -21,5 +21,5 @@ def _remove_socket() -> None:
     is_server = getattr(server, "_forkserver_pid", None) is None
     if is_server and isinstance(address, str) and address.startswith("/"):
         with suppress(OSError):
-            os.unlink(address)
-            os.rmdir(os.path.dirname(address))
+            Path(address).unlink()
+            Path(address).parent.rmdir()

@@ -98,7 +98,8 @@ class Nursery:
             "limit": LIMIT,
             "trace": trace and str(trace),
         }
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -119,7 +120,8 @@ def nursery() -> Iterator[Nursery]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
     ) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         watchdog = threading.Timer(180, process.kill)
         watchdog.start()
         assert json.loads(process.stdout.readline())["ready"]

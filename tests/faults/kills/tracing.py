@@ -2,8 +2,9 @@
 
 In the command's process, `install` notes each change of a name and each fsync, with the content that this made durable.
 Afterwards a `Disk` goes through these notes and builds the worst that may be found when the power comes back. It takes
-for granted that a folder exists when it was fsynced, or something in it; nothing else that file systems do beyond POSIX.
+for granted that a folder exists when it was fsynced, or something in it; nothing else that is not of POSIX.
 """
+# ruff: noqa: PTH (paths are text here, as in audit events)
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def install(trace: Path, home: str) -> None:
             content = Path(f"/proc/self/fd/{descriptor}").read_bytes()
             if path.startswith(home):
                 (trace / blob).write_bytes(content)
-            note("sync", path, blob)
+            note("sync", path, blob, os.stat(descriptor).st_mtime_ns)
 
     os.fsync = os.fdatasync = fsync
     sys.addaudithook(hook)
@@ -86,6 +87,8 @@ class Node:
     durable: bytes = b""
     size: int = 0
     """Of a file: the most that it was seen to have."""
+    modified: int = 0
+    """Of a file: its time, in ns, when it was fsynced."""
     names: dict[str, Node] = field(default_factory=dict)
     durable_names: dict[str, Node] = field(default_factory=dict)
     is_durable: bool = False
@@ -105,7 +108,7 @@ class Disk:
     def _read(self, path: Path) -> Node:
         if not path.is_dir():
             content = path.read_bytes()
-            return Node(False, content, len(content))
+            return Node(False, content, len(content), path.stat().st_mtime_ns)
         names = {child.name: self._read(child) for child in path.iterdir()}
         return Node(True, names=names, durable_names=dict(names), is_durable=True)
 
@@ -142,7 +145,7 @@ class Disk:
         elif what == "sync":
             node = folder.names[name]
             node.durable = (self._trace / fields[1]).read_bytes()
-            node.size = max(node.size, len(node.durable))
+            node.size, node.modified = max(node.size, len(node.durable)), fields[2]
         elif what == "sync folder":
             node = folder.names[name]
             node.durable_names, node.is_durable = dict(node.names), True
@@ -169,6 +172,7 @@ class Disk:
         if not node.is_folder:
             more = node.size - len(node.durable) or 100 * (not node.durable)
             place.write_bytes(node.durable + bytes(more if worst == "data zeroed" else 0))
+            os.utime(place, ns=(node.modified, node.modified))
             return
         place.mkdir(exist_ok=True)
         for name, child in self._names(node, worst).items():
