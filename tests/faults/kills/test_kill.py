@@ -3,8 +3,8 @@
 Files are compared byte by byte; checkpoints value by value, for a pickle tells by its references which objects a
 process shares. What holds times by design is left out: of `metrics.jsonl` the throughput figures, of `train.log` the
 content (its lines tell of each start, with the time) and TensorBoard's files, whose names are those of moments and
-processes. Names are compared in all that a command may write to: its output, the folder that this lies in, the cache and
-the folder for temporary files.
+processes. Names are compared in all that a command may write to: its output, the folder that this lies in, the cache
+and the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def of_run(name: str, content: bytes) -> Any:
 def values(state: Any) -> Any:
     """The same, with hashes of tensors."""
     if isinstance(state, torch.Tensor):
-        return str(state.dtype), tuple(state.shape), xxhash.xxh3_128_hexdigest(state.contiguous().numpy())
+        return str(state.dtype), tuple(state.shape), xxhash.xxh3_128_hexdigest(state.contiguous().numpy().tobytes())
     if isinstance(state, dict):
         return {key: values(value) for key, value in state.items()}
     return list(map(values, state)) if isinstance(state, list | tuple) else state
@@ -165,8 +165,9 @@ def test_embed_patch__killed_while_it_replaces_others(nurse: Nursery, inputs: Pa
         if (work / "features" / "features.json").exists():
             versions.check([work / "features"])
 
-    changed = {"before": tmp_path / "before", "at": "features", "finished": lambda _now: set(), "check": check}
-    survives(nurse, replace(embedding(inputs, "--overwrite"), **changed), tmp_path, 2, 12)
+    plain = embedding(inputs, "--overwrite")
+    command = replace(plain, before=tmp_path / "before", at="features", finished=lambda _now: set(), check=check)
+    survives(nurse, command, tmp_path, 2, 12)
 
 
 def test_embed_region__killed_at_any_moment(nurse: Nursery, inputs: Path, tmp_path: Path) -> None:

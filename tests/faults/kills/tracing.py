@@ -4,7 +4,8 @@ In the command's process, `install` notes each change of a name and each fsync, 
 Afterwards a `Disk` goes through these notes and builds the worst that may be found when the power comes back. It takes
 for granted that a folder exists when it was fsynced, or something in it; nothing else that is not of POSIX.
 """
-# ruff: noqa: PTH (paths are text here, as in audit events)
+# Paths are text here, as in audit events.
+# ruff: noqa: PTH100, PTH112, PTH115, PTH117, PTH118
 
 from __future__ import annotations
 
@@ -58,8 +59,9 @@ def install(trace: Path, home: str) -> None:
 
     real = os.fsync
 
-    def fsync(descriptor: int) -> None:
-        real(descriptor)
+    def fsync(file: Any) -> None:
+        real(file)
+        descriptor = file if isinstance(file, int) else file.fileno()
         path = place(descriptor)
         if os.path.isdir(path):
             note("sync folder", path)
