@@ -36,6 +36,7 @@ class Work:
         """Remove what a run has left that died as it began, or at its very end."""
         remove_abandoned(self.root / _QUESTION)
         remove_empty(self.root, _LOCK)
+        remove_empty(LocalOutput(self.out).work)
 
     def check(self, question: Question, digest: str, overwrite: bool) -> None:
         """Whether this run may write. Changes nothing.
@@ -93,6 +94,10 @@ class Work:
             return read_manifest(self.out).metadata.get("question") == digest
         except DatasetError:
             return False
+
+    def is_done(self, digest: str) -> bool:
+        """Whether it is there, and nothing is left of how it was written."""
+        return self.is_published(digest) and not LocalOutput(self.out).work.exists()
 
     def leave(self, rank: int) -> None:
         """A rank other than 0 has nothing more to do here."""

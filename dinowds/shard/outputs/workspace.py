@@ -180,7 +180,7 @@ def claim(
 
     Raises what `Workspace.check` does, and OutputError where another process of this host writes there.
     """
-    remove_empty(output.work, _LOCK)
+    remove_empty(output.work)
     workspace = Workspace(output, overwrite, fingerprint, changes_dataset)
     workspace.check()
     created = [path for path in (output.work, *output.work.parents) if not path.exists()]
@@ -206,7 +206,7 @@ def claim(
                 folder.rmdir()
 
 
-def remove_empty(folder: Path, lock: str) -> None:
+def remove_empty(folder: Path, lock: str = _LOCK) -> None:
     """Remove what a run that died at its very end has left: a folder with nothing but the lock, which no one holds."""
     with suppress(OSError):
         if {path.name for path in folder.iterdir()} <= {lock}:

@@ -143,11 +143,7 @@ def check_losses(loss: Loss, command: Command, count: int, seed: int = 0) -> Non
             ended = loss.go_on()
             about = (command.name, after, worst, loss.notes[after - 1], ended)
             assert ended.status == 0 or command.refusal in ended.errors, about
-            now = loss.result()
-            differing = sorted(
-                name for name in now.keys() | loss.expected.keys() if now.get(name) != loss.expected.get(name)
-            )
-            assert not differing, (about, differing)
+            assert not (differing := differences(loss.result(), loss.expected, ended)), (about, differing)
             tally("power losses survived")
 
 

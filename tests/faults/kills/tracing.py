@@ -5,7 +5,7 @@ Afterwards a `Disk` goes through these notes and builds the worst that may be fo
 for granted that a folder exists when it was fsynced, or something in it; nothing else that is not of POSIX.
 """
 # Paths are text here, as in audit events.
-# ruff: noqa: PTH100, PTH112, PTH115, PTH117, PTH118
+# ruff: noqa: PTH100, PTH112, PTH115, PTH116, PTH117, PTH118
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def install(trace: Path, home: str) -> None:
 
     real = os.fsync
 
-    def fsync(file: Any) -> None:
-        real(file)
-        descriptor = file if isinstance(file, int) else file.fileno()
+    def fsync(fd: Any) -> None:
+        real(fd)
+        descriptor = fd if isinstance(fd, int) else fd.fileno()
         path = place(descriptor)
         if os.path.isdir(path):
             note("sync folder", path)
