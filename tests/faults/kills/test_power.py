@@ -14,7 +14,7 @@ import pytest
 
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.faults.form import IS_FULL, amount, tally
-from tests.faults.kills.killing import Command, Ended, Nursery, Tree, begin, below, dataset, tree
+from tests.faults.kills.killing import Command, Ended, Nursery, Tree, begin, below, dataset, differences, tree
 from tests.faults.kills.test_kill import SHORT_RUN, WITHDRAWN, WORK, check_dataset, inputs, of_run
 from tests.faults.kills.tracing import WORST, Disk, Worst, read_notes
 
