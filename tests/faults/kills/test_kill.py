@@ -2,9 +2,9 @@
 
 Files are compared byte by byte; checkpoints value by value, for a pickle tells by its references which objects a
 process shares. What holds times by design is left out: of `metrics.jsonl` the throughput figures, of `train.log` the
-content (its lines tell of each start, with the time), of a run's page its date, and TensorBoard's files, whose names are
-those of moments and processes. Names are compared in all that a command may write to: its output, the folder that this lies in, the cache
-and the folder for temporary files.
+content (its lines tell of each start, with the time), of a run's page its date, and TensorBoard's files, whose names
+are those of moments and processes. Names are compared in all that a command may write to: its output, the folder that
+this lies in, the cache and the folder for temporary files.
 """
 
 from __future__ import annotations
