@@ -133,13 +133,13 @@ def test_train_patch__killed_at_any_moment(nurse: Nursery, inputs: Path, tmp_pat
     overrides = (*SHORT_RUN, f"speed.num_workers={workers}")
     arguments = ("train", "patch", "--data", str(inputs / "patches" / "dataset"), "--out", f"{WORK}/run", *overrides)
     command = Command("train patch", arguments, below("work/run/checkpoints/"), normal=of_run)
-    survives(nurse, command, tmp_path, 0 if workers else 2, 15 if workers else 45, workers)
+    survives(nurse, command, tmp_path, 0 if workers else 1, 15 if workers else 45, workers)
 
 
 def test_train_patch__killed_while_it_writes_a_checkpoint(nurse: Nursery, inputs: Path, tmp_path: Path) -> None:
     arguments = ("train", "patch", "--data", str(inputs / "patches" / "dataset"), "--out", f"{WORK}/run", *SHORT_RUN)
     command = Command("train patch", arguments, below("work/run/checkpoints/"), normal=of_run, at="run/checkpoints/")
-    survives(nurse, command, tmp_path, 2, 40)
+    survives(nurse, command, tmp_path, 1, 40)
 
 
 def test_train_region__killed_at_any_moment(nurse: Nursery, inputs: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_train_region__killed_at_any_moment(nurse: Nursery, inputs: Path, tmp_pa
     data = inputs / "regions" / "dataset"
     arguments = ("train", "region", "--data", str(data), "--out", f"{WORK}/run", *overrides)
     command = Command("train region", arguments, below("work/run/checkpoints/"), normal=of_run)
-    survives(nurse, command, tmp_path, 2, 25)
+    survives(nurse, command, tmp_path, 1, 25)
 
 
 def embedding(inputs: Path, *options: str) -> Command:
@@ -214,7 +214,7 @@ def test_report__of_a_run_killed_at_any_moment(nurse: Nursery, inputs: Path, tmp
     prepare(nurse, tmp_path / "before", "train", "patch", "--data", data, "--out", "{home}/run", *SHORT_RUN)
     arguments = ("report", f"{WORK}/run", "--overwrite")
     command = Command("report", arguments, below("work/run/report.html"), tmp_path / "before", normal=undated)
-    survives(nurse, command, tmp_path, 2, 12)
+    survives(nurse, command, tmp_path, 1, 12)
 
 
 def test_merge__killed_at_any_moment(nurse: Nursery, inputs: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_power__lost_while_training(nurse: Nursery, inputs: Path, tmp_path: Path
     command = Command("train patch", arguments, of_checkpoints, normal=of_lost_run)
     loss = Loss(nurse, command, tmp_path)
     check_order(loss, lambda path: path.startswith("work/run/checkpoints/") or path == "work/run/config.yaml")
-    check_losses(loss, command, amount(2, 12))
+    check_losses(loss, command, amount(1, 12))
 
 
 def of_checkpoints(now: Tree) -> set[str]:
@@ -169,12 +169,12 @@ def of_checkpoints(now: Tree) -> set[str]:
     return last & now.keys()
 
 
+@pytest.mark.skipif(not IS_FULL, reason="what checks an export imports torch anew each time")
 def test_power__lost_while_exporting(nurse: Nursery, inputs: Path, tmp_path: Path) -> None:
     arguments = ("export", "-c", str(inputs / "weights.pt"), "--to", "dino", "--out", f"{WORK}/x.pth")
     loss = Loss(nurse, Command("export", arguments, below("work/x.pth")), tmp_path)
     check_order(loss, lambda path: path == "work/x.pth")
-    if IS_FULL:
-        arguments = ("export", "-c", str(inputs / "weights.pt"), "--to", "timm", "--out", f"{WORK}/x")
-        (tmp_path / "timm").mkdir()
-        loss = Loss(nurse, Command("export", arguments, below("work/x/")), tmp_path / "timm")
-        check_order(loss, lambda path: path.startswith("work/x/"))
+    arguments = ("export", "-c", str(inputs / "weights.pt"), "--to", "timm", "--out", f"{WORK}/x")
+    (tmp_path / "timm").mkdir()
+    loss = Loss(nurse, Command("export", arguments, below("work/x/")), tmp_path / "timm")
+    check_order(loss, lambda path: path.startswith("work/x/"))
