@@ -7,12 +7,13 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
 import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,14 +83,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     The folder is fsynced after the rename, so that a finished file survives a power cut.
     """
-    # At random: threads, and hosts or containers that share the folder, have process numbers in common.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary, file = _new_temporary(path)
     try:
-        with open(temporary, "xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -100,6 +100,70 @@ def write_atomic(path: Path, content: bytes) -> None:
     """`atomic_write` of content that is at hand."""
     with atomic_write(path) as file:
         file.write(content)
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that no one has, for what is to become `path`."""
+    # At random: threads, and hosts or containers that share the folder, have process numbers in common.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
+def remove_abandoned(path: Path, remove: Callable[[Path], object] = Path.unlink) -> None:
+    """Remove what killed processes have left of `temporary_path(path)`. What a living one has there is locked.
+
+    Nothing is removed where the file system has no locks.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
+    with suppress(OSError):  # the folder is missing, or cannot be listed; a file cannot be removed
+        for left in [other for other in path.parent.iterdir() if name.fullmatch(other.name)]:
+            _remove_unlocked(left, remove)
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed; never waits.
+
+    Returns:
+        False where another process holds it, None where the file system has no such locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        if error.errno in (*NO_LOCKS, errno.EBADF):  # of a folder, over NFS
+            return None
+        raise
+    return True
+
+
+def _new_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file that stays locked as long as it is open."""
+    while True:
+        temporary = temporary_path(path)
+        file = open(temporary, "xb")  # noqa: SIM115
+        try:
+            held = try_lock(file.fileno())
+            if held is None or (held and os.path.samestat(os.fstat(file.fileno()), temporary.stat())):
+                return temporary, file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            temporary.unlink(missing_ok=True)
+            raise
+        file.close()  # taken for abandoned in the instant before it was locked
+
+
+def _remove_unlocked(path: Path, remove: Callable[[Path], object]) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    try:
+        if try_lock(descriptor):
+            remove(path)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -270,7 +270,7 @@ def load(
 def start_fork_server() -> None:
     """Let the server that forks loader processes import what they need. Called early, it does so beside the caller."""
     with shielded_from_signals():
-        forkserver.set_forkserver_preload(["dinowds.data.loader"])
+        forkserver.set_forkserver_preload(["dinowds.data.served"])
         forkserver.ensure_running()
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, Union
 from PIL import Image
 
 from dinowds.errors import ConfigError
-from dinowds.files import atomic_write, output_errors
+from dinowds.files import output_errors, remove_abandoned, write_atomic
 
 Figure: TypeAlias = Mapping[str, Any]
 """Of Plotly: `data` and `layout`, as plain JSON values. Colours are tokens of the page's scheme, see `plots`."""
@@ -194,8 +194,9 @@ def write_page(page: Page, path: Path) -> int:
         OutputError: it cannot be written.
     """
     content = render(page).encode(errors="replace")  # names of files need not be UTF-8
-    with output_errors(path), atomic_write(path) as file:
-        file.write(content)
+    with output_errors(path):
+        remove_abandoned(path)
+        write_atomic(path, content)
     return len(content)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dinowds.errors import CheckpointError, OutputError
-from dinowds.files import TEMPORARY_SUFFIX, atomic_write, fsync_folder, remove_temporaries
+from dinowds.files import atomic_write, fsync_folder, remove_temporaries, temporary_path
 
 FORMAT_VERSION = 1
 BEST_NAME = "best.pt"
@@ -139,7 +138,7 @@ class _Told:
 
 def _also_name(path: Path, name: Path) -> None:
     """Let `name` be the same file as `path`, or a copy where the file system has no hard links."""
-    temporary = name.with_name(f".{name.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_path(name)
     try:
         temporary.hardlink_to(path)
     except OSError:

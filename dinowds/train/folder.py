@@ -11,7 +11,7 @@ from typing import Any
 from dinowds.config import COMMANDS, RunConfig, differences, kind_of, load_config, to_yaml
 from dinowds.config.plain import parse_plain
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import is_locked, lock_file, output_errors, write_atomic
+from dinowds.files import is_locked, lock_file, output_errors, remove_temporaries, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
 
 CONFIG_NAME = "config.yaml"
@@ -61,6 +61,7 @@ def own_folder(folder: Path, config: RunConfig) -> Iterator[None]:
             raise OutputError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
         _check_config(folder, config)
         with output_errors(folder):
+            remove_temporaries(folder)
             write_atomic(folder / CONFIG_NAME, to_yaml(config).encode())
         yield
 

@@ -11,7 +11,7 @@ from dinowds.data.order.plan import EpochPlan, Order, Plan
 from dinowds.data.order.spread import CappedPlan
 from dinowds.data.subsets.selection import Selection, open_mask
 from dinowds.data.subsets.subset import mask_file
-from dinowds.files import cache_folder, write_atomic
+from dinowds.files import cache_folder, remove_abandoned, write_atomic
 
 
 def make_plan(dataset: Dataset, order: Order) -> Plan:
@@ -37,6 +37,7 @@ def _mapped(dataset: Dataset, cohort: str, selection: Selection) -> Selection:
     try:
         if not path.exists() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path)
             write_atomic(path, content)
         return Selection(dataset.shard_counts, open_mask(str(path), dataset.manifest.num_samples))
     except (OSError, ValueError):  # the cache cannot be written: every process holds its own

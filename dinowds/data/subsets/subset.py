@@ -18,7 +18,7 @@ from dinowds.data.manifest import SUBSETS_NAME, Manifest
 from dinowds.data.store.fetch import fetch
 from dinowds.data.subsets.selection import Mask, mask_header, open_mask
 from dinowds.errors import ConfigError, DatasetError, OutputError, StorageError
-from dinowds.files import output_errors, sha256_of, write_atomic
+from dinowds.files import output_errors, remove_abandoned, sha256_of, write_atomic
 from dinowds.remote.files import RemoteFiles, is_remote, shown
 from dinowds.remote.urls import HTTP, scheme_of
 
@@ -177,8 +177,9 @@ def _replace(root: str, name: str, mask: bytes, content: bytes, files: RemoteFil
     folder = Path(root) / SUBSETS_NAME
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").unlink(missing_ok=True)
-    write_atomic(folder / f"{name}.npy", mask)
-    write_atomic(folder / f"{name}.json", content)
+    for path, of_file in ((folder / f"{name}.npy", mask), (folder / f"{name}.json", content)):
+        remove_abandoned(path)
+        write_atomic(path, of_file)
 
 
 def _about(before: Any) -> str:

@@ -58,7 +58,7 @@ def check_replaceable(folder: Path, question: Question, overwrite: bool) -> Stat
     state = look(folder, question)
     if state == "other" and not overwrite:
         before = _question_of(folder)
-        changed = "; ".join(differences(before, question)) if before else f"its {ABOUT_NAME} cannot be read"
+        changed = "; ".join(differences(before, question)) if before else "it does not say which"
         raise OutputError(
             f"{folder}: holds features of another dataset, model or options ({changed}); give another --out, or "
             "--overwrite to replace them"
@@ -154,10 +154,16 @@ def is_finished(folder: Path) -> bool:
 def _prepare(folder: Path, question: Question, state: State) -> None:
     if state == "begun":
         return
-    for path in (folder / ABOUT_NAME, folder / UNFINISHED_NAME, folder / BAD_SAMPLES_NAME):
-        path.unlink(missing_ok=True)  # at once no features any more
-    for path in [path for path in folder.iterdir() if _PART.fullmatch(path.name)]:
-        path.unlink(missing_ok=True)
+    if state == "other":
+        _note(folder, {})  # of no one, to the end of the clearing: a run that dies in it can be given again
+        for name in (ABOUT_NAME, BAD_SAMPLES_NAME):
+            (folder / name).unlink(missing_ok=True)
+        for path in [path for path in folder.iterdir() if _PART.fullmatch(path.name)]:
+            path.unlink(missing_ok=True)
+    _note(folder, question)
+
+
+def _note(folder: Path, question: Question) -> None:
     write_atomic(folder / UNFINISHED_NAME, json.dumps({"question": question}, indent=1).encode())
 
 

@@ -56,6 +56,7 @@ def embed_regions(
 
     def begin() -> bool:
         nonlocal goes_on
+        work.tidy()
         work.check(way.question, digest, options.sharding.overwrite)
         goes_on = work.is_of(way.question)
         if not goes_on:
@@ -80,7 +81,7 @@ def embed_regions(
             facts = way.facts() | {"question": digest}
             finish_parts(work.grids, way.num_parts, str(source), facts)
         work.wait_for_ranks(world.size)
-        if not (goes_on and work.is_published(digest)):  # one to be replaced may be of the same question
+        if not (goes_on and work.is_done(digest)):  # one to be replaced may be of the same question
             work.drop_inputs()
             _shard(work, options.sharding, report, notice)
         manifest = read_manifest(place)

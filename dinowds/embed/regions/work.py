@@ -15,8 +15,9 @@ from pathlib import Path
 from dinowds.data.manifest import read_manifest
 from dinowds.embed.patches.folder import Question, differences
 from dinowds.errors import DatasetError, OutputError
-from dinowds.files import lock_file, remove_temporaries, write_atomic
+from dinowds.files import lock_file, remove_abandoned, remove_temporaries, write_atomic
 from dinowds.shard.outputs.local_output import LocalOutput
+from dinowds.shard.outputs.workspace import remove_empty
 
 _QUESTION = "question.json"
 _LOCK = ".lock"
@@ -30,6 +31,12 @@ class Work:
         self.out = out
         self.root = out.with_name(f"{out.name}.unfinished")
         self.features, self.grids = self.root / "features", self.root / "grids"
+
+    def tidy(self) -> None:
+        """Remove what a run has left that died as it began, or at its very end."""
+        remove_abandoned(self.root / _QUESTION)
+        remove_empty(self.root, _LOCK)
+        remove_empty(LocalOutput(self.out).work)
 
     def check(self, question: Question, digest: str, overwrite: bool) -> None:
         """Whether this run may write. Changes nothing.
@@ -87,6 +94,10 @@ class Work:
             return read_manifest(self.out).metadata.get("question") == digest
         except DatasetError:
             return False
+
+    def is_done(self, digest: str) -> bool:
+        """Whether it is there, and nothing is left of how it was written."""
+        return self.is_published(digest) and not LocalOutput(self.out).work.exists()
 
     def leave(self, rank: int) -> None:
         """A rank other than 0 has nothing more to do here."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import secrets
+import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,7 +18,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinowds.errors import CheckpointError, ConfigError, OutputError
-from dinowds.files import TEMPORARY_SUFFIX, atomic_write, fsync_folder, output_errors, write_atomic
+from dinowds.files import (
+    TEMPORARY_SUFFIX,
+    atomic_write,
+    fsync_folder,
+    output_errors,
+    remove_abandoned,
+    temporary_path,
+    try_lock,
+    write_atomic,
+)
 from dinowds.model.pixels import Channels
 from dinowds.model.weights.card import how_to_load, model_card, note_on_positions, timm_call, timm_config
 from dinowds.model.weights.check import check_export
@@ -31,6 +41,7 @@ from dinowds.model.weights.weights import Weights
 To = Literal["timm", "dino", "hipt"]
 CARD_NAME = "README.md"
 _KINDS = {"timm": "image", "dino": "image", "hipt": "region"}
+_OLD_SUFFIX = ".old"
 _OWN_FILES = {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME}
 
 
@@ -76,6 +87,7 @@ def export_weights(
     """
     out = Path(out)
     _check_fits(weights, to, with_head)
+    _clear(out)
     _check_free(out, to, overwrite)
     written = fold_normalization(weights, *normalization) if normalization else weights
     written = _for_consumer(written, to)
@@ -192,10 +204,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
     be none for an instant, but never a mixture.
     """
     out = out.resolve()  # of a link, and `.`
-    mark = secrets.token_hex(8) + TEMPORARY_SUFFIX
-    new, old = out.with_name(f".{out.name}.new.{mark}"), out.with_name(f".{out.name}.old.{mark}")
+    new = temporary_path(out)
+    old = _moved_away(new)
     new.mkdir()
+    descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        try_lock(descriptor)  # for as long as it is open: see `_clear`
         yield new
         if out.exists():
             out.rename(old)
@@ -205,5 +219,28 @@ def _new_folder(out: Path) -> Iterator[Path]:
             old.rename(out)
         shutil.rmtree(new, ignore_errors=True)
         raise
+    finally:
+        os.close(descriptor)
     fsync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _moved_away(new: Path) -> Path:
+    """What is to be replaced by the folder `new`, while that takes its place."""
+    return new.with_name(new.name.removesuffix(TEMPORARY_SUFFIX) + _OLD_SUFFIX)
+
+
+def _clear(out: Path) -> None:
+    """Remove what killed runs left beside `out`; one that was killed while it replaced `out` has it back."""
+    out = out.resolve()
+
+    def remove(new: Path) -> None:
+        old = _moved_away(new)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(new) if new.is_dir() else new.unlink()
+
+    remove_abandoned(out, remove)
+    for old in out.parent.glob(f".{glob.escape(out.name)}.*{_OLD_SUFFIX}"):
+        if not old.with_name(old.name.removesuffix(_OLD_SUFFIX) + TEMPORARY_SUFFIX).exists() and out.exists():
+            shutil.rmtree(old, ignore_errors=True)

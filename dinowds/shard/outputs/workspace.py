@@ -180,7 +180,7 @@ def claim(
 
     Raises what `Workspace.check` does, and OutputError where another process of this host writes there.
     """
-    _remove_empty(output.work)
+    remove_empty(output.work)
     workspace = Workspace(output, overwrite, fingerprint, changes_dataset)
     workspace.check()
     created = [path for path in (output.work, *output.work.parents) if not path.exists()]
@@ -206,13 +206,13 @@ def claim(
                 folder.rmdir()
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path, lock: str = _LOCK) -> None:
     """Remove what a run that died at its very end has left: a folder with nothing but the lock, which no one holds."""
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {_LOCK}:
-            with lock_file(folder / _LOCK) as is_locked:
+        if {path.name for path in folder.iterdir()} <= {lock}:
+            with lock_file(folder / lock) as is_locked:
                 if is_locked:
-                    (folder / _LOCK).unlink()
+                    (folder / lock).unlink()
             folder.rmdir()
 
 
