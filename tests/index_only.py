@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dinowds.data.index.rowgroups import footer_sha256
 from dinowds.data.manifest import MANIFEST_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, Manifest, Shard, write_manifest
 from dinowds.files import sha256_of
+from tests.support import signed
 
 LABELS = ("tumour", "stroma", "fat", "mucus")
 
@@ -95,7 +96,7 @@ def accept_index(folder: Path) -> None:
     path = folder / MANIFEST_NAME
     content = json.loads(path.read_text())
     content["dinowds"]["samples_footer_sha256"] = footer_sha256(folder / SAMPLES_NAME)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(signed(content)))
 
 
 def cut(rows: Sequence[Row], sizes: Sequence[int]) -> list[list[Row]]:

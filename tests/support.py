@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dinowds.data.manifest import own_sha256
 from dinowds.shard.build import ShardOptions, build_dataset
 
 
@@ -64,6 +65,12 @@ def make_dataset(folder: Path, num_patches: int = 90, max_count: int = 25) -> Pa
     ]
     build_dataset(sources, folder / "dataset", ShardOptions(max_count=max_count))
     return folder / "dataset"
+
+
+def signed(content: dict[str, Any]) -> dict[str, Any]:
+    """A changed manifest, or description of a subset, with its own sha256 made anew, as who knows the format would."""
+    content.get("dinowds", content)["sha256"] = own_sha256(content)
+    return content
 
 
 TINY_RUN = (

@@ -6,8 +6,10 @@ It is written last and by rename: a folder without one is not a finished dataset
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -85,6 +87,8 @@ class Manifest:
     """Of the footer of samples.parquet, see `rowgroups.footer_sha256`; '' where it was not written."""
     shuffled: bool = True
     """Whether the samples lie in an order drawn from `seed`; otherwise in that of the sources."""
+    was_changed: bool = field(default=False, compare=False)
+    """Whether it was changed since it was written: what it says of its own sha256 is not true."""
 
     @property
     def num_samples(self) -> int:
@@ -95,6 +99,11 @@ class Manifest:
         return sum(shard.num_bytes for shard in self.shards)
 
     def to_json(self) -> dict[str, Any]:
+        content = self._content()
+        content["dinowds"]["sha256"] = own_sha256(content)
+        return content
+
+    def _content(self) -> dict[str, Any]:
         return {
             "__kind__": "wids-shard-index-v1",
             "wids_version": 1,
@@ -142,7 +151,19 @@ class Manifest:
             quarantined={str(reason): int(count) for reason, count in block["quarantined"].items()},
             metadata=dict(block["metadata"]),
             shuffled=bool(block.get("shuffled", True)),
+            was_changed="sha256" in block and block["sha256"] != own_sha256(content),
         )
+
+
+def own_sha256(content: Mapping[str, Any]) -> str:
+    """Of what a manifest or the description of a subset says, but for this itself, and for where shards lie: their URLs
+    may be changed by hand.
+    """
+    content = json.loads(json.dumps(content))
+    content.get("dinowds", content).pop("sha256", None)
+    for entry in content.get("shardlist", []):
+        entry.pop("url", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _printable(url: Any) -> str:

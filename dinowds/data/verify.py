@@ -41,6 +41,7 @@ the index alone."""
 _OF_OTHER_READERS = ".idx"
 """What 'dinowds index' writes beside shards ends so."""
 
+CHANGED = "was changed since it was written: what it says of its own sha256 is not true"
 _STEP = 1 << 20
 _MOST_LINES = 1 << 30
 """Bytes of a quarantine that is read: 10 million lines."""
@@ -70,10 +71,11 @@ def verify_dataset(location: str | Path, report: Callable[[int, int], None] | No
     files = DatasetFiles(root)
     manifest = read_manifest(root, files.remote)
     num_bytes = 0
+    damages = [Damage(MANIFEST_NAME, None, CHANGED)] if manifest.was_changed else []
     with _index_folder(files, root) as (folder, problem, sha256):
         if not problem and sha256 != manifest.samples_sha256:
             problem = "its sha256 is not the manifest's"
-        damages = [Damage(SAMPLES_NAME, None, problem)] if problem else []
+        damages += [Damage(SAMPLES_NAME, None, problem)] if problem else []
         rows = _Rows(folder, manifest)
         is_in_place = bool(manifest.metadata.get(IN_PLACE))  # of a merged dataset it says which part is
         for position, shard in enumerate(manifest.shards):
@@ -149,6 +151,8 @@ def _verify_subsets(root: str, named: str | None, files: DatasetFiles, manifest:
 
 
 def _subset_problem(files: DatasetFiles, subset: Subset, manifest: Manifest) -> str:
+    if subset.was_changed:
+        return CHANGED
     if problem := _mask_problem(files, subset, manifest.num_samples):
         return problem
     if sum(subset.cohorts.values()) != subset.samples or subset.cohorts.keys() - manifest.cohorts.keys():

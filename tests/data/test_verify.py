@@ -22,12 +22,13 @@ from dinowds.data.manifest import SAMPLES_SCHEMA, read_manifest
 from dinowds.data.store import sequential
 from dinowds.data.subsets.selection import pack_mask
 from dinowds.data.subsets.subset import Subset, write_subset
-from dinowds.data.verify import Damage, verify_dataset
+from dinowds.data.verify import CHANGED, Damage, verify_dataset
 from dinowds.errors import DatasetError, StorageError
 from dinowds.remote.files import RemoteFiles
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.index_only import accept_index
 from tests.servers import S3Server, http_server
+from tests.support import signed
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +189,41 @@ def test_verify__counts_of_the_manifest_are_compared(dataset_copy: Path) -> None
     content = json.loads(path.read_text())
     content["shardlist"][1]["nsamples"] = 11
     content["dinowds"]["cohorts"] = {"source": 29}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(signed(content)))
     problems = [damage.problem for damage in verify_dataset(dataset_copy)]
     assert problems == ["has 10 rows in samples.parquet, the manifest says 11"]
     content["shardlist"][1]["nsamples"] = 10
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(signed(content)))
     assert [damage.shard for damage in verify_dataset(dataset_copy)] == ["manifest.json"]
+
+
+def test_verify__manifest_and_description_of_a_subset_that_were_changed_are_told(dataset_copy: Path) -> None:
+    """Also where nothing else repeats what they say, such as the names of labels. Older ones have no sha256."""
+    path = dataset_copy / "manifest.json"
+    whole = json.loads(path.read_text())
+    for values in ({"label_names": ["a"]}, {"seed": 1}, {"metadata": {"of": "others"}}, {"sha256": ""}):
+        path.write_text(json.dumps({**whole, "dinowds": {**whole["dinowds"], **values}}))
+        (damage,) = verify_dataset(dataset_copy)
+        assert damage == Damage("manifest.json", None, CHANGED)
+    path.write_text(json.dumps(whole))
+    description = add_subset(dataset_copy).with_suffix(".json")
+    about = json.loads(description.read_text())
+    description.write_text(json.dumps({**about, "slides": 3}))
+    assert verify_dataset(dataset_copy) == [Damage("subsets/few", None, CHANGED)]
+    description.write_text(json.dumps({key: value for key, value in about.items() if key != "sha256"}))
+    del whole["dinowds"]["sha256"]
+    path.write_text(json.dumps(whole))
+    assert verify_dataset(dataset_copy) == []
+
+
+def test_verify__shards_may_be_moved(dataset_copy: Path) -> None:
+    path = dataset_copy / "manifest.json"
+    content = json.loads(path.read_text())
+    place = dataset_copy.with_name("elsewhere.tar")
+    (dataset_copy / content["shardlist"][0]["url"]).rename(place)
+    content["shardlist"][0]["url"] = str(place)
+    path.write_text(json.dumps(content))
+    assert verify_dataset(dataset_copy) == []
 
 
 def test_verify__files_that_the_manifest_does_not_list_are_named(dataset_copy: Path) -> None:
@@ -226,7 +256,7 @@ def add_subset(folder: Path) -> Path:
 
 def note(stem: Path, **values: object) -> None:
     path = stem.with_suffix(".json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    path.write_text(json.dumps(signed({**json.loads(path.read_text()), **values})))
 
 
 def test_verify__subsets_are_compared_with_their_dataset_and_their_masks(dataset_copy: Path) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dinowds.data.location import join_url, read_beside
-from dinowds.data.manifest import SUBSETS_NAME, Manifest
+from dinowds.data.manifest import SUBSETS_NAME, Manifest, own_sha256
 from dinowds.data.store.fetch import fetch
 from dinowds.data.subsets.selection import Mask, mask_header, open_mask
 from dinowds.errors import ConfigError, DatasetError, OutputError, StorageError
@@ -44,9 +44,13 @@ class Subset:
     file_sha256: str
     """Of `subsets/NAME.npy`."""
     format_version: int = FORMAT_VERSION
+    was_changed: bool = field(default=False, compare=False)
+    """Whether it was changed since it was written: what it says of its own sha256 is not true."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        del content["was_changed"]
+        return content | {"sha256": own_sha256(content)}
 
 
 def check_name(name: str) -> None:
@@ -101,6 +105,7 @@ def read_subset(root: str, name: str, manifest: Manifest, files: RemoteFiles) ->
             cohorts={str(cohort): int(count) for cohort, count in content["cohorts"].items()},
             samples_sha256=str(content["samples_sha256"]),
             file_sha256=str(content["file_sha256"]),
+            was_changed="sha256" in content and content["sha256"] != own_sha256(content),
         )
     except FileNotFoundError:
         raise DatasetError(f"{shown(root)}: has no subset {name!r}; {_advice(root, name, files)}") from None
@@ -148,7 +153,8 @@ def write_subset(root: str, subset: Subset, mask: Mask, files: RemoteFiles, over
         before = None
     except (OSError, ValueError, RecursionError):
         before = {}
-    if before == json.loads(json.dumps(subset.to_json())):
+    wanted = json.loads(json.dumps(subset.to_json()))
+    if isinstance(before, dict) and before | {"sha256": wanted["sha256"]} == wanted:  # older ones have none
         return False
     if before is not None and not overwrite:
         raise OutputError(

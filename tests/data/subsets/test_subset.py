@@ -31,6 +31,7 @@ from dinowds.files import sha256_of
 from dinowds.remote.files import RemoteFiles
 from tests.index_only import Row, cut, random_rows, write_rows
 from tests.servers import http_server
+from tests.support import signed
 
 ROWS = random_rows(500)
 SIZES = (200, 1, 150, 100, 49)
@@ -341,7 +342,7 @@ def test_open__what_is_no_mask_by_whoever_wrote_the_description(copy: Path, kind
     mask, about = copy / "subsets" / "a.npy", copy / "subsets" / "a.json"
     before = sha256_of(mask)
     mask.write_bytes(NO_MASKS[kind](mask.read_bytes()))
-    about.write_text(about.read_text().replace(before, sha256_of(mask)))
+    about.write_text(json.dumps(signed(json.loads(about.read_text().replace(before, sha256_of(mask))))))
     with pytest.raises(DatasetError, match=r"a\.npy: cannot be used \(it is no mask of 500 samples\)"):
         Dataset.open(f"{copy}:a")
     (found,) = [damage.problem for damage in verify_dataset(copy) if "subsets" in damage.shard]

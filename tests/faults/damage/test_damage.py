@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from dinowds.data.index.rowgroups import footer_sha256
 from dinowds.data.manifest import SAMPLES_SCHEMA, Manifest, read_manifest, write_manifest
 from dinowds.data.store.store import LocalStore
 from dinowds.data.subsets.selection import pack_mask
-from dinowds.data.subsets.subset import Subset, read_subset, write_subset
+from dinowds.data.subsets.subset import Subset, mask_file, read_subset, write_subset
 from dinowds.data.verify import verify_dataset
 from dinowds.embed.patches.reader import read_features
 from dinowds.errors import CheckpointError, DatasetError
@@ -37,11 +36,6 @@ from dinowds.train.checkpoint import FORMAT_VERSION, load_checkpoint
 from tests.faults.form import amount, tally
 
 SEED = 9
-DESCRIPTIVE: dict[str, Any] = {
-    "name": "", "seed": 0, "label_names": (), "metadata": {}, "shuffled": True, "quarantined": {},
-    "samples_footer_sha256": "",  # where its key is no longer one that is known
-}  # fmt: skip
-"""Of a manifest, what nothing else repeats, so that a change of it cannot be seen; no bytes of samples hang on it."""
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +51,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "source" / f"{index}.cls").write_text(str(index % 3))
     build_dataset([folder / "source"], folder / "out", ShardOptions(max_count=8))
     mask = pack_mask(np.arange(24) < 7)
-    subset = Subset("few", {}, 7, 0, {"source": 7}, read_manifest(folder / "out").samples_sha256, file_sha256="")
-    write_subset(str(folder / "out"), subset, mask, RemoteFiles())
-    path = folder / "out" / "subsets" / "few"
-    said = json.loads(path.with_suffix(".json").read_text())
-    said["file_sha256"] = sha256_of(path.with_suffix(".npy"))
-    path.with_suffix(".json").write_text(json.dumps(said))
+    of, of_mask = read_manifest(folder / "out").samples_sha256, hashlib.sha256(mask_file(mask)).hexdigest()
+    write_subset(str(folder / "out"), Subset("few", {}, 7, 0, {"source": 7}, of, of_mask), mask, RemoteFiles())
     assert verify_dataset(folder / "out") == []
     return folder / "out"
 
@@ -139,13 +129,10 @@ def is_one_line(error: DatasetError) -> bool:
 
 
 def is_harmless(folder: Path, path: Path, before: Manifest, subset: Subset) -> bool:
-    """Whether a manifest or the description of a subset differs in nothing that samples are found or read by."""
+    """Whether a manifest or the description of a subset says the same as before, such as after a change of a space."""
     if path.name == "manifest.json":
-        return replace(read_manifest(folder), **DESCRIPTIVE) == replace(before, **DESCRIPTIVE)
-    if path.name == "few.json":
-        now = read_subset(str(folder), "few", before, RemoteFiles())
-        return replace(now, definition={}, slides=0) == replace(subset, definition={}, slides=0)
-    return False
+        return read_manifest(folder) == before
+    return path.name == "few.json" and read_subset(str(folder), "few", before, RemoteFiles()) == subset
 
 
 def test_any_file__damage_is_told_and_never_read_as_something_else(whole: Path, copy: Path) -> None:
@@ -200,7 +187,8 @@ def rewrite(folder: Path, change: Callable[[list[list[dict[str, Any]]]], None]) 
 
 def swap(*columns: str) -> Callable[[list[list[dict[str, Any]]]], None]:
     def change(groups: list[list[dict[str, Any]]]) -> None:
-        first, second = groups[0][1], groups[0][2]
+        first = groups[0][0]
+        second = next(row for row in groups[0] if all(row[column] != first[column] for column in columns))
         for column in columns:
             first[column], second[column] = second[column], first[column]
 
@@ -209,21 +197,14 @@ def swap(*columns: str) -> Callable[[list[list[dict[str, Any]]]], None]:
 
 @pytest.mark.parametrize(
     "columns",
-    [("key",), ("offset", "size"), ("digest",), ("offset", "size", "digest"), ("label",), ("ext", "key"), ("size",)],
+    [("key",), ("offset", "size"), ("digest",), ("offset", "size", "digest"), ("label",), ("size",)],
 )
 def test_index__edited_with_all_its_digests_is_told(copy: Path, columns: tuple[str, ...]) -> None:
     shutil.rmtree(copy / "subsets")
     true = payloads(copy)
-    before = pq.read_table(copy / "samples.parquet")
     rewrite(copy, swap(*columns))
-    if pq.read_table(copy / "samples.parquet").equals(before):
-        pytest.skip("both have the same")
     assert is_told(copy)
-    if "key" not in columns and columns != (
-        "offset",
-        "size",
-        "digest",
-    ):  # who changes these too is not found by reading
+    if columns not in (("key",), ("offset", "size", "digest")):  # reading alone does not find these
         check_reading(copy, true)
     tally("damages of datasets found")
 
