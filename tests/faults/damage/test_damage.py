@@ -44,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damage")
     (folder / "source").mkdir()
     for index in range(24):
-        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8 + index % 5, 3), dtype=np.uint8)
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "PNG")
         (folder / "source" / f"{index}.png").write_bytes(content.getvalue())
