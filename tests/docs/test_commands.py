@@ -19,6 +19,7 @@ from tests.docs.world import SHRINK_PATCH, SHRINK_REGION, call
 NOT_RUN = {
     "make demo": "takes minutes; tests/test_demo.py makes a smaller one",
     "make test": "is what runs this",
+    "make faults": "takes hours; each of its tests has a short form",
     "make docs": "tests/docs/test_site.py builds the site",
     "pip install": "needs a network",
     "dinowds demo": "takes minutes; tests/test_demo.py makes a smaller one",

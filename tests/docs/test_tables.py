@@ -12,6 +12,7 @@ from dinowds.config.keys import unflatten
 from dinowds.config.reference import translate
 from dinowds.train.watch import ADVICE
 from tests.docs.pages import ROOT, prose
+from tests.faults.page import read_result, with_figures
 from tests.test_reference_yaml import PATCH, REGION
 
 _THEIRS = flatten(yaml.safe_load(PATCH)) | flatten(yaml.safe_load(REGION))
@@ -78,3 +79,25 @@ def test_pages__keys_that_they_name_exist() -> None:
             if key.partition(".")[0] in sections:
                 is_section = any(name.startswith(f"{key}.") for name in known)
                 assert key in known or is_section or key == "train.log", f"{page.name}: {key}"
+
+
+def test_reliability__every_test_that_it_names_exists() -> None:
+    tests = ROOT / "tests"
+    named = re.findall(r"`([a-z_/]+\.py)(?:::(test_\w+))?`", text_of("reliability.md"))
+    assert len(named) > 50
+    for name, function in named:
+        path = tests / name if (tests / name).is_file() else tests / "faults" / name
+        assert not function or f"def {function}(" in path.read_text(), f"{name}::{function}"
+
+
+def test_reliability__names_every_room_s_tests() -> None:
+    text = text_of("reliability.md")
+    for path in sorted((ROOT / "tests" / "faults").glob("*/test_*.py")):
+        for function in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE):
+            is_of_the_suite = path.name == "test_linter.py" or function.endswith("seeds_are_no_findings")
+            assert f"`{path.parent.name}/{path.name}::{function}`" in text or is_of_the_suite, function
+
+
+def test_reliability__figures_are_those_of_the_last_full_run() -> None:
+    text = text_of("reliability.md")
+    assert with_figures(text, read_result()) == text
