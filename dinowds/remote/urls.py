@@ -6,7 +6,7 @@ import re
 
 HTTP = ("http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_HOST = re.compile(r"(\[[^\]]*\]|[^:@/?#]*)(:[0-9]*)?(?=[/?#]|$)")
+_HOST = re.compile(r"(\[[^\]@/?#]*\]|[^:@/?#]*)(:[0-9]*)?(?=[/?#]|$)")
 _END_OF_HOST = re.compile(r"[/?#]")
 _URL_IN_TEXT = re.compile(_SCHEME.pattern + r"\S+")
 
