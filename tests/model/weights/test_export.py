@@ -12,6 +12,7 @@ import timm
 import torch
 
 from dinowds.errors import CheckpointError, ConfigError, OutputError
+from dinowds.files import TEMPORARY_SUFFIX
 from dinowds.model.architecture import SIZES, Architecture, Size
 from dinowds.model.pixels import normalise
 from dinowds.model.weights import (
@@ -311,7 +312,7 @@ def test_export_weights__interrupted_between_old_and_new_keeps_the_old(
     rename = Path.rename
 
     def interrupt(path: Path, target: Path) -> Path:
-        if ".new." in path.name:
+        if path.name.endswith(TEMPORARY_SUFFIX):
             raise KeyboardInterrupt
         return rename(path, target)
 
