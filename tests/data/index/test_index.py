@@ -259,7 +259,15 @@ def test_index__cleared_just_before_a_shard_is_added(
 
 def test_index__a_new_one_removes_what_nobody_used(cache: Path, folder: Path, rows: list[Row]) -> None:
     cache.mkdir(parents=True)
-    days = {"old.index": 31, "new.index": 29, "old.parquet": 31, "old.npy": 31, ".a.index.1.tmp": 2, ".b.1.tmp": 0, ".c.1.tmp": 0}
+    days = {
+        "old.index": 31,
+        "new.index": 29,
+        "old.parquet": 31,
+        "old.npy": 31,
+        ".a.index.1.tmp": 2,
+        ".b.1.tmp": 0,
+        ".c.1.tmp": 0,
+    }
     days |= {"old.txt": 31, ".lock": 31}
     for name, age in days.items():
         (cache / name).write_bytes(b"")
