@@ -55,10 +55,11 @@ def test_open_files__shard_of_many_sources_says_what_to_raise(tmp_path: Path) ->
 @pytest.mark.parametrize("workers", [0, 2] if IS_FULL else [2])
 def test_open_files__train_over_many_shards(command: Commands, many_shards: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
-    arguments = ["train", "patch", "--data", many_shards, "--out", out, *RUN, f"speed.num_workers={workers}"]
+    steps = ("train.batch_size=20", "optim.max_steps=18")  # 360 of the samples: each process reads more than 64 shards
+    arguments = ["train", "patch", "--data", many_shards, "--out", out, *RUN, f"speed.num_workers={workers}", *steps]
     ended = command.run(*arguments, harms=[("open_files", FILES)])
     assert ended.status == 0, ended
-    trained(out)
+    trained(out, 18)
     tally("commands with 64 open files")
 
 
