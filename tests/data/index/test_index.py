@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import dinowds.data.index.lookup
+import dinowds.data.index.rowgroups
 import dinowds.files
 from dinowds.data.dataset import Dataset
 from dinowds.data.index.lookup import Index
@@ -359,6 +361,17 @@ def test_index__damaged_parquet_is_one_line(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"samples\.parquet: row group 0 cannot be read") as caught:
         _ = dataset[0]
     assert "\n" not in str(caught.value)
+
+
+def test_index__too_many_open_files_say_what_to_raise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = RowGroups.locate(folder / "samples.parquet", "")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.EMFILE, f"Failed to open local file '{path}'")
+
+    monkeypatch.setattr(dinowds.data.index.rowgroups, "open_file", full)
+    with pytest.raises(DatasetError, match=r"row group 0 cannot be read \(.*\); raise the limit of open files"):
+        groups.read(0, ["key"])
 
 
 def test_index__a_changed_footer_is_noticed(folder: Path) -> None:
