@@ -78,7 +78,7 @@ def test_command__faults_that_pass_change_nothing(command: Commands, served: Ser
     tally("network faults injected", server.faults_made)
 
 
-@pytest.mark.parametrize(("name", "fault"), itertools.product(COMMANDS, ENDING) if IS_FULL else SHORT)
+@pytest.mark.parametrize(("name", "fault"), list(itertools.product(COMMANDS, ENDING)) if IS_FULL else SHORT)
 def test_command__fault_that_stays_ends_it_in_one_line(
     command: Commands, served: Served, tmp_path: Path, name: str, fault: Fault
 ) -> None:
@@ -167,7 +167,8 @@ def find_secrets(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "fails"), itertools.product(COMMANDS, (False, True)) if IS_FULL else [("train", True), ("shard", False)]
+    ("name", "fails"),
+    list(itertools.product(COMMANDS, (False, True))) if IS_FULL else [("train", True), ("shard", False)],
 )
 def test_credentials__are_in_no_output(
     command: Commands, served: Served, tmp_path: Path, name: str, fails: bool
