@@ -116,7 +116,20 @@ def remove_abandoned(path: Path, remove: Callable[[Path], object] = Path.unlink)
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
     with suppress(OSError):  # the folder is missing, or cannot be listed; a file cannot be removed
         for left in [other for other in path.parent.iterdir() if name.fullmatch(other.name)]:
-            _remove_unlocked(left, remove)
+            remove_unlocked(left, remove)
+
+
+def remove_unlocked(path: Path, remove: Callable[[Path], object] = Path.unlink) -> None:
+    """Remove a temporary file, unless a living process has it, or the file system has no locks to tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    try:
+        if try_lock(descriptor):
+            remove(path)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool | None:
@@ -152,18 +165,6 @@ def _new_temporary(path: Path) -> tuple[Path, BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
         file.close()  # taken for abandoned in the instant before it was locked
-
-
-def _remove_unlocked(path: Path, remove: Callable[[Path], object]) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return
-    try:
-        if try_lock(descriptor):
-            remove(path)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -49,7 +49,9 @@ class ShortBody(Exception):
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status (400 … 599) behind an error, if any: ours, aiohttp's, gcsfs's, or botocore's under s3fs's."""
-    found = getattr(error, "status", None) or getattr(error, "code", None)
+    found = getattr(error, "status", None)
+    if found is None:  # aiohttp's have a `code` too, which warns of its end
+        found = getattr(error, "code", None)
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
         if isinstance(response, dict):

@@ -22,7 +22,7 @@ from dinowds.errors import DinowdsError
 from tests.support import dinowds_command, started, wait_until_gone
 
 Start = Callable[..., ForkServerProcess]
-_SECONDS = 120
+_SECONDS = 300
 
 
 @pytest.fixture(scope="module")

@@ -215,19 +215,6 @@ def no_override(_: object) -> None:
     assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
 
 
-def clock_goes_back(seconds: float) -> None:
-    """The clock of the wall jumps back by `seconds` at every tenth look, and stands at a random place in between."""
-    import time
-
-    real, looks = time.time, [0]
-
-    def wrong() -> float:
-        looks[0] += 1
-        return real() - seconds * (looks[0] // 10)
-
-    time.time = wrong
-
-
 def quick_retries(timeout: float) -> None:
     """As many tries as ever, but hardly any waiting: each takes `timeout` s at most, and 20 ms lie between them."""
     options = import_module("dinowds.remote.files").RetryOptions()
@@ -250,7 +237,7 @@ def note_keys(path: str) -> None:
 
 
 HARMS: dict[str, Callable[[Any], None]] = {
-    harm.__name__: harm for harm in (open_files, small_shm, no_override, clock_goes_back, quick_retries, note_keys)
+    harm.__name__: harm for harm in (open_files, small_shm, no_override, quick_retries, note_keys)
 }
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dinowds.data.manifest import SAMPLES_SCHEMA
 from dinowds.errors import DatasetError
+from dinowds.files import reading_advice
 
 COLUMNS: tuple[str, ...] = tuple(SAMPLES_SCHEMA.names)
 NUMBERS = ("optional", "codec", "dictionary", "data", "compressed", "uncompressed")
@@ -76,9 +77,8 @@ class RowGroups:
                 rows = file.read_row_group(0, columns=list(columns), use_threads=False).select(list(columns))
             _check_rows(rows, columns)
         except _UNREADABLE as error:
-            raise DatasetError(
-                f"{self.path}: row group {group} cannot be read ({one_line(error)}); make the dataset again"
-            ) from None
+            advice = (reading_advice(error) if isinstance(error, OSError) else "") or "; make the dataset again"
+            raise DatasetError(f"{self.path}: row group {group} cannot be read ({one_line(error)}){advice}") from None
         return rows
 
 

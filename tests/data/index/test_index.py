@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import dinowds.data.index.lookup
+import dinowds.data.index.rowgroups
+import dinowds.files
 from dinowds.data.dataset import Dataset
 from dinowds.data.index.lookup import Index
 from dinowds.data.index.rowgroups import COLUMNS, RowGroups, footer_sha256
@@ -29,7 +32,7 @@ from dinowds.data.index.shardrows import slide_hash
 from dinowds.data.index.unused import mark_used
 from dinowds.data.manifest import read_manifest
 from dinowds.errors import DatasetError
-from dinowds.files import waiting_lock
+from dinowds.files import try_lock, waiting_lock
 from tests.index_only import Row, accept_index, cut, random_rows, write_rows
 
 SIZES = (40, 1, 7, 100, 23)
@@ -258,15 +261,37 @@ def test_index__cleared_just_before_a_shard_is_added(
 
 def test_index__a_new_one_removes_what_nobody_used(cache: Path, folder: Path, rows: list[Row]) -> None:
     cache.mkdir(parents=True)
-    days = {"old.index": 31, "new.index": 29, "old.parquet": 31, "old.npy": 31, ".a.index.1.tmp": 2, ".b.1.tmp": 0}
+    days = {
+        "old.index": 31,
+        "new.index": 29,
+        "old.parquet": 31,
+        "old.npy": 31,
+        ".a.index.1.tmp": 2,
+        ".b.1.tmp": 0,
+        ".c.1.tmp": 0,
+    }
     days |= {"old.txt": 31, ".lock": 31}
     for name, age in days.items():
         (cache / name).write_bytes(b"")
         os.utime(cache / name, (time.time() - 86400 * age,) * 2)
     os.utime(cache / "old.parquet", (time.time(), time.time() - 86400 * 31))
-    assert found(Dataset.open(folder)) == expected(rows)
+    with (cache / ".c.1.tmp").open() as written:  # by a process that lives
+        assert try_lock(written.fileno())
+        assert found(Dataset.open(folder)) == expected(rows)
     left = {path.name for path in cache.iterdir()}
-    assert set(days) - left == {"old.index", "old.npy", ".a.index.1.tmp"}
+    assert set(days) - left == {"old.index", "old.npy", ".a.index.1.tmp", ".b.1.tmp"}
+
+
+def test_index__temporaries_stay_for_a_day_where_there_are_no_locks(
+    cache: Path, folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dinowds.files, "try_lock", lambda _: None)
+    cache.mkdir(parents=True)
+    for name, age in ((".a.index.1.tmp", 2), (".b.1.tmp", 0)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - 86400 * age,) * 2)
+    assert found(Dataset.open(folder)) == expected(rows)
+    assert {path.name for path in cache.glob("*.tmp")} == {".b.1.tmp"}
 
 
 def test_index__in_use_is_marked(cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +361,17 @@ def test_index__damaged_parquet_is_one_line(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"samples\.parquet: row group 0 cannot be read") as caught:
         _ = dataset[0]
     assert "\n" not in str(caught.value)
+
+
+def test_index__too_many_open_files_say_what_to_raise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = RowGroups.locate(folder / "samples.parquet", "")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.EMFILE, f"Failed to open local file '{path}'")
+
+    monkeypatch.setattr(dinowds.data.index.rowgroups, "open_file", full)
+    with pytest.raises(DatasetError, match=r"row group 0 cannot be read \(.*\); raise the limit of open files"):
+        groups.read(0, ["key"])
 
 
 def test_index__a_changed_footer_is_noticed(folder: Path) -> None:

@@ -80,7 +80,8 @@ def _wait(handle: int, reading: int, request: dict[str, Any], begin: float) -> i
         poll.register(descriptor, select.POLLIN)
     while True:
         until = deadline if kill_at is None else kill_at
-        ready = {descriptor for descriptor, _ in poll.poll(max(0, (until - time.monotonic()) * 1000))}
+        # In whole milliseconds, rounded down: the last one is spent looking, so that a kill is not late.
+        ready = {descriptor for descriptor, _ in poll.poll(max(0, int((until - time.monotonic()) * 1000)))}
         if handle in ready:
             return moments
         if reading in ready:

@@ -96,11 +96,15 @@ def test_s3__never_a_wrong_sample(served: Served, tmp_path: Path, s3: S3Server, 
     tally("network faults injected", proxy.faults_made)
 
 
-@pytest.mark.parametrize("fault", ["loop", "file", "gzip", "404"])
-def test_http__lasting_fault_is_one_line(served: Served, fault: Fault) -> None:
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("loop", "TooManyRedirects"), ("file", "RedirectClientError"), ("gzip", "bytes came"), ("404", "no such file")],
+)
+def test_http__lasting_fault_is_one_line(served: Served, fault: Fault, said: str) -> None:
     with http_server(served.dataset, (fault,), every=1) as server, pytest.raises(StorageError) as caught:
         RemoteFiles(PATIENT).read(f"{server.url}/manifest.json", 0, 10)
     assert len(str(caught.value).splitlines()) == 1
+    assert said in str(caught.value)
     assert "root:" not in str(caught.value)
     assert server.requests <= 12 * 12  # a loop is followed a few times each
 

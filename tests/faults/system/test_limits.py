@@ -13,6 +13,7 @@ import pytest
 from dinowds.data.verify import verify_dataset
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.embed.support import coded_image, png, write_tar, write_weights
+from tests.faults.clocks import clock_that_goes_back
 from tests.faults.commands import Commands
 from tests.faults.form import IS_FULL, tally
 from tests.faults.system.conftest import Inputs
@@ -54,12 +55,11 @@ def test_open_files__shard_of_many_sources_says_what_to_raise(tmp_path: Path) ->
 @pytest.mark.parametrize("workers", [0, 2] if IS_FULL else [2])
 def test_open_files__train_over_many_shards(command: Commands, many_shards: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
-    arguments = ["train", "patch", "--data", many_shards, "--out", out, *RUN, f"speed.num_workers={workers}"]
+    steps = ("train.batch_size=20", "optim.max_steps=18")  # 360 of the samples: each process reads more than 64 shards
+    arguments = ["train", "patch", "--data", many_shards, "--out", out, *RUN, f"speed.num_workers={workers}", *steps]
     ended = command.run(*arguments, harms=[("open_files", FILES)])
-    if ended.status:
-        assert "ulimit -n" in ended.error
-        assert command.run(*arguments).status == 0
-    trained(out)
+    assert ended.status == 0, ended
+    trained(out, 18)
     tally("commands with 64 open files")
 
 
@@ -136,21 +136,26 @@ def test_loader_process_without_memory__ends_the_run_in_one_line(
 
 @pytest.mark.parametrize("name", ["train patch", "embed patch", "inspect --html"] if IS_FULL else ["train patch"])
 def test_clock_that_goes_back__changes_nothing(command: Commands, inputs: Inputs, tmp_path: Path, name: str) -> None:
-    job = JOBS[name]
-    for place, harms in (("whole", []), ("back", [("clock_goes_back", 7200.0)])):
-        (tmp_path / place).mkdir()
-        ended = command.run(*job.arguments(inputs, tmp_path / place / "out"), harms=harms)
-        assert ended.status == 0, ended
-        assert "-0:" not in ended.errors
-    assert job.whole(tmp_path / "back" / "out") == job.whole(tmp_path / "whole" / "out")
+    """In all its processes, and in what libraries see of it."""
+    job, whole, back = JOBS[name], tmp_path / "whole", tmp_path / "back"
+    whole.mkdir()
+    back.mkdir()
+    environment = clock_that_goes_back(tmp_path, 7200)
+
+    def under_it(*arguments: object) -> str:
+        given = dinowds_command(*arguments)
+        ended = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert ended.returncode == 0, ended
+        return ended.stdout + ended.stderr
+
+    assert command.run(*job.arguments(inputs, whole / "out")).status == 0
+    assert "-0:" not in under_it(*job.arguments(inputs, back / "out"))
+    assert job.whole(back / "out") == job.whole(whole / "out")
     if name == "train patch":
-        run = tmp_path / "back" / "out"
-        for line in (run / "metrics.jsonl").read_text().splitlines():
+        for line in (back / "out" / "metrics.jsonl").read_text().splitlines():
             content = json.loads(line)
-            assert content["images_per_second"] > 0
+            assert 0 < content["images_per_second"] < 1e6
             assert 0 <= content["waiting_share"] <= 1
-        for again in (["watch", run, "--once"], ["report", run]):
-            looked = command.run(*again, harms=[("clock_goes_back", 1e9)])
-            assert looked.status == 0, looked
-            assert "-1 " not in looked.out
+        if IS_FULL:
+            assert "-1 " not in under_it("watch", back / "out", "--once") + under_it("report", back / "out")
     tally("commands under a clock that goes back")
