@@ -185,7 +185,7 @@ def test_shard__tables_of_strangers(room: Room) -> None:
         for option in ("--labels", "--keep", "--remove"):
             try:
                 ended = room.run("shard", tar, "--out", room.out, option, path)
-                assert ended.status == 0 or name in ended.err or option in ended.err, ended
+                assert ended.status == 0 or name in ended.errors or option in ended.errors, ended
             except AssertionError as error:
                 raise AssertionError(f"{option} {name}") from error
             shutil.rmtree(room.out, ignore_errors=True)

@@ -25,7 +25,7 @@ def shard(room: Room, content: bytes, *options: str, images: list[bytes] | None 
         shutil.rmtree(room.out)
     else:
         assert not (room.out / "manifest.json").exists()
-        assert "given.tar" in ended.err
+        assert "given.tar" in ended.errors
         shutil.rmtree(room.out, ignore_errors=True)
     tally("hostile tars tried")
 
@@ -71,7 +71,7 @@ def test_shard__little_that_unpacks_to_gigabytes(room: Room) -> None:
         path = room.give(every[name], name)
         ended = room.run("shard", path, "--out", room.out)
         assert ended.status == 1, (name, ended)
-        assert name in ended.err
+        assert name in ended.errors
         used = sum(file.stat().st_size for file in room.out.rglob("*") if file.is_file()) if room.out.exists() else 0
         assert used <= 1 << 20, (name, used)
         shutil.rmtree(room.out, ignore_errors=True)

@@ -82,7 +82,7 @@ def test_commands__weights_that_are_code_are_refused_by_name(room: Room, mark: P
                 continue  # all of them read weights by one function
             ended = room.run(*arguments, "--out", room.out)
             assert ended.status == 1, (arguments, ended)
-            assert path.name in ended.err, (arguments, ended)
+            assert path.name in ended.errors, (arguments, ended)
             tally("hostile weights tried")
             shutil.rmtree(room.out, ignore_errors=True)
 
@@ -102,7 +102,7 @@ def test_train__checkpoint_of_a_run_that_is_code_is_not_loaded(room: Room, mark:
         ):
             ended = room.run(*command)
             assert ended.status == 1, ended
-            assert "checkpoints" in ended.err
+            assert "checkpoints" in ended.errors
         tally("hostile weights tried", 2)
 
 

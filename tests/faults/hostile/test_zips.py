@@ -22,7 +22,7 @@ def shard(room: Room, content: bytes, images: list[bytes] | None = IMAGES) -> in
         check_dataset(room.out, images)
     else:
         assert not (room.out / "manifest.json").exists()
-        assert "given.zip" in ended.err
+        assert "given.zip" in ended.errors
     shutil.rmtree(room.out, ignore_errors=True)
     tally("hostile zips tried")
     return ended.status
