@@ -40,7 +40,9 @@ def harmless(starter: Commands, tmp_path_factory: pytest.TempPathFactory) -> dic
         ended = starter.run(command, *arguments, room=room, harms=BOUNDS)
         assert ended.status == 0, ended
         peaks[command] = ended.peak
-    return peaks | dict.fromkeys(("embed", "export", "train", "eval", "attend", "subset", "withdraw", "order"), 1 << 30)
+    return peaks | dict.fromkeys(
+        ("embed", "export", "train", "eval", "attend", "subset", "withdraw", "order", "watch"), 1 << 30
+    )
 
 
 @pytest.fixture
