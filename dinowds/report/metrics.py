@@ -98,7 +98,7 @@ def as_floats(column: Any) -> Values:
     """float64 of an Arrow column; NaN for what is missing or no number."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return np.full(len(column), np.nan)
-    values: Values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+    values: Values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return values
 
 
