@@ -68,7 +68,7 @@ def commands_on(room: Room, dataset: Path) -> None:
 
 def test_manifest__that_points_elsewhere(room: Room, theirs: Path) -> None:
     true = (theirs / "manifest.json").read_text()
-    for url in [*random.Random(9).sample(URLS, amount(3, len(URLS))), "/dev/zero"]:
+    for url in [*random.Random(9).sample(URLS, amount(1, len(URLS))), "/dev/zero"]:
         content = json.loads(true)
         content["shardlist"][1]["url"] = url
         (theirs / "manifest.json").write_text(json.dumps(content))
