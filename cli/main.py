@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -58,6 +59,7 @@ def run() -> None:
     from dinowds.errors import DinowdsError, Interrupted, StoppedBySignal
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to say Ctrl-C
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost connection it warns with the frames of its calls
     try:
         app()
     except (StoppedBySignal, Interrupted) as stop:

@@ -275,6 +275,12 @@ def open_regular(path: str | Path) -> int:
     return descriptor
 
 
+def read_regular(path: str | Path) -> bytes:
+    """A file's bytes. OSError for what is none, such as a device that never ends."""
+    with open(open_regular(path), "rb") as file:
+        return file.read()
+
+
 def _lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dinowds.files import read_regular
 from dinowds.train.folder import CHECKPOINTS_NAME, CONFIG_NAME
 from dinowds.train.monitor import append_lines
 
@@ -36,7 +37,7 @@ def keep_evaluation(checkpoint: str | Path, content: Mapping[str, Any]) -> Path 
 def read_evaluations(run: Path) -> tuple[list[dict[str, Any]], int]:
     """Those of a run folder, oldest first, and the number of lines that cannot be read."""
     path = run / EVALUATIONS_NAME
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = read_regular(path).decode("utf-8", "replace").splitlines() if path.exists() else []
     found = [content for line in lines if isinstance(content := _parsed(line), dict)]
     return found, len(lines) - len(found)
 
@@ -44,5 +45,5 @@ def read_evaluations(run: Path) -> tuple[list[dict[str, Any]], int]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

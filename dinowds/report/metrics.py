@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from dinowds.files import open_regular
 from dinowds.report.thin import Thinner, Values
 
 _PIECE = 1 << 24
@@ -96,13 +98,13 @@ def as_floats(column: Any) -> Values:
     """float64 of an Arrow column; NaN for what is missing or no number."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return np.full(len(column), np.nan)
-    values: Values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+    values: Values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return values
 
 
 def _tables(path: Path, metrics: Metrics) -> Iterator[Rows]:
     """Tables of whole lines with a step; counts the others in `metrics`."""
-    with path.open("rb") as file:
+    with open(open_regular(path), "rb") as file:
         rest = b""
         while piece := file.read(_PIECE):
             whole, newline, rest = (rest + piece).rpartition(b"\n")
@@ -149,8 +151,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """Its numbers; None for what is no object with a step."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or type(entry.get("step")) is not int or not 0 <= entry["step"] < 1 << 62:
         return None
-    return {name: value for name, value in entry.items() if type(value) in (int, float)}
+    return {name: value for name, value in entry.items() if type(value) is float or _is_whole_number(value)}
+
+
+def _is_whole_number(value: Any) -> bool:
+    return type(value) is int and abs(value) <= sys.float_info.max

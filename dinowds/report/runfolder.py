@@ -16,6 +16,7 @@ import pyarrow as pa
 from dinowds.config import RunConfig, flatten, kind_of, load_config
 from dinowds.errors import ConfigError, DinowdsError
 from dinowds.eval.history import EVALUATIONS_NAME, read_evaluations
+from dinowds.files import open_regular, read_regular
 from dinowds.model.dino import num_prototypes
 from dinowds.report.metrics import POINTS, Metrics, Rows, as_floats, read_metrics
 from dinowds.train.checkpoint import list_checkpoints, load_checkpoint
@@ -235,7 +236,7 @@ def _log(path: Path) -> Iterator[Said]:
     """Its messages, in their order."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(path).decode("utf-8", "replace").splitlines():
         if match := _LOG_LINE.fullmatch(line):
             yield Said(match[1], match[2])
 
@@ -243,5 +244,5 @@ def _log(path: Path) -> Iterator[Said]:
 def _num_lines(path: Path) -> int:
     if not path.exists():
         return 0
-    with path.open("rb") as file:
+    with open(open_regular(path), "rb") as file:
         return sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))

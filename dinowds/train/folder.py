@@ -11,7 +11,7 @@ from typing import Any
 from dinowds.config import COMMANDS, RunConfig, differences, kind_of, load_config, to_yaml
 from dinowds.config.plain import parse_plain
 from dinowds.errors import ConfigError, OutputError
-from dinowds.files import is_locked, lock_file, output_errors, remove_temporaries, write_atomic
+from dinowds.files import is_locked, lock_file, output_errors, read_regular, remove_temporaries, write_atomic
 from dinowds.train.checkpoint import list_checkpoints
 
 CONFIG_NAME = "config.yaml"
@@ -97,7 +97,7 @@ def _lock(stack: ExitStack, path: Path) -> None:
 def read_saved(path: Path) -> dict[str, Any]:
     """A run's `config.yaml` as it is; {} of one that is no mapping. Raises ConfigError where it cannot be read."""
     try:
-        content = parse_plain(path.read_bytes(), str(path))
+        content = parse_plain(read_regular(path), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     return content if isinstance(content, dict) else {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from dinowds.config import RunConfig
+from dinowds.files import open_regular
 from dinowds.train.checkpoint import list_checkpoints
 from dinowds.train.folder import CHECKPOINTS_NAME, is_at_work, read_config
 from dinowds.train.monitor import LOG_NAME, METRICS_NAME, parse_entry
@@ -117,7 +118,7 @@ class History:
         A file that was written anew, by a run that goes on from a checkpoint, is read from its beginning.
         """
         try:
-            file = open(self._folder / METRICS_NAME, "rb")  # noqa: SIM115
+            file = open(open_regular(self._folder / METRICS_NAME), "rb")  # noqa: SIM115
         except FileNotFoundError:
             return
         with file:
@@ -201,7 +202,7 @@ def _watch_of(config: RunConfig) -> Watch | None:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _modified(path: Path) -> float | None:
@@ -213,7 +214,7 @@ def _modified(path: Path) -> float | None:
 
 def _last_lines(path: Path, count: int) -> list[str]:
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:

@@ -239,6 +239,6 @@ def parse_entry(line: str | bytes) -> dict[str, Any] | None:
     """A line of `metrics.jsonl` and its like; None for what is none, such as one that is cut short."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None

@@ -35,6 +35,7 @@ _FINISHING = 5.0
 _LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|Broken pipe")
 _CAUSE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out")
 _GO_ON = "the same command goes on from the last checkpoint"
+_WHY_GONE = f"its output, or its host's log, says why; {_GO_ON}"
 
 
 class LostRank(TrainingError):
@@ -73,7 +74,7 @@ class Peers:
         """Let the others know why this rank ends. Returns what to raise: `LostRank` if another one was the reason."""
         if isinstance(error, StoppedBySignal):
             return error
-        own = f"rank {self._world.rank} failed: {_line(error)}"
+        own = f"rank {self._world.rank} failed: {_line(error)}{_advice(error)}"
         if not is_lost(error):
             self._first_error(own)
             return error
@@ -81,9 +82,9 @@ class Peers:
         cause = _CAUSE.search(str(error))
         lost = (
             f"rank {self._world.rank}: the connection to another rank was lost "
-            f"({cause.group() if cause else _line(error)}); its output, or its host's log, says why"
+            f"({cause.group() if cause else _line(error)}); {_WHY_GONE}"
         )
-        return LostRank(f"{self._first_error(lost)}; {_GO_ON}")
+        return LostRank(self._first_error(lost))
 
     def _first_error(self, own: str) -> str:
         """Enter `own` as the first error, unless there is one; returns the first."""
@@ -104,12 +105,10 @@ class Peers:
                 unchanged = unchanged + 1 if sign == before and sign != b"left" else 0
                 before = sign
                 if unchanged >= PATIENCE:
-                    self._own_connection.compare_set(
-                        "error", "", f"rank {neighbour} is gone; its output, or its host's log, says why"
-                    )
+                    self._own_connection.compare_set("error", "", f"rank {neighbour} is gone; {_WHY_GONE}")
                 error = self._read("error").decode("utf-8", "replace")
             except RuntimeError:
-                error = "rank 0, or the launcher on its host, is gone; its output says why"
+                error = f"rank 0, or the launcher on its host, is gone; {_WHY_GONE}"
             if error:
                 self._end(error)
                 return
@@ -119,7 +118,7 @@ class Peers:
 
     def _end(self, error: str) -> None:
         if not self._left.wait(GRACE):
-            sys.stderr.write(f"dinowds: error: {error}; {_GO_ON}\n")
+            sys.stderr.write(f"dinowds: error: {error}\n")
             sys.stderr.flush()
             os._exit(1)  # the main thread waits for what will never come
 
@@ -136,3 +135,8 @@ def _alive(rank: int) -> str:
 def _line(error: BaseException) -> str:
     first = (str(error).splitlines() or [""])[0]
     return first if isinstance(error, DinowdsError) else f"{type(error).__name__}: {first}"
+
+
+def _advice(error: BaseException) -> str:
+    """What to do: the errors of dinowds say it themselves, such as that the command itself is wrong."""
+    return "" if isinstance(error, DinowdsError) else f"; {_GO_ON}"

@@ -10,7 +10,9 @@ import ctypes
 import gc
 import json
 import os
+import pkgutil
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +26,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import dinowds.cli
+from PIL import Image
+
+import dinowds
+
 LONGEST = 300.0
 """Seconds that a command may take; then it is killed with all that it started, and the test fails."""
 Harm = tuple[str, Any]
@@ -32,11 +39,14 @@ Harm = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. `late`: it was killed by this module because it took too long."""
+    """How a command ended. `status`: its exit code, or minus the signal; `peak`: bytes of memory of its largest
+    process; `late`: it was killed by this module because it took too long.
+    """
 
     status: int
     out: str
     errors: str
+    peak: int
     late: bool = False
 
     @property
@@ -51,11 +61,28 @@ class Ended:
         return last.removeprefix("dinowds: error: ")
 
 
-class Running:
-    """A command under way."""
+class _Zygote:
+    """The process that forks, which answers each line with one."""
 
-    def __init__(self, zygote: subprocess.Popen[str], folder: Path, pid: int) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, request: str) -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(request + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the process that forks commands has ended with {self._process.poll()}"
+        return answer
+
+
+class Running:
+    """A command under way. Its pid stays its own until `wait` returns."""
+
+    def __init__(self, zygote: _Zygote, folder: Path, pid: int) -> None:
         self._zygote, self._folder, self.pid = zygote, folder, pid
+        self.is_waited_for = False
 
     def kill(self) -> None:
         """End it and all that it started, at once."""
@@ -67,125 +94,144 @@ class Running:
 
     def wait(self, limit: float = LONGEST) -> Ended:
         """Its end, within `limit` seconds."""
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
+        watched = os.pidfd_open(self.pid)
+        is_late = not select.select([watched], [], [], limit)[0]
+        os.close(watched)
+        if is_late:
             self.kill()
-
-        watchdog = threading.Timer(limit, end)
-        watchdog.start()
-        try:
-            status = int(_line(self._zygote))
-        finally:
-            watchdog.cancel()
-            watchdog.join()
-        out, errors = ((self._folder / name).read_text() for name in ("out", "errors"))
-        return Ended(status, out, errors, late.is_set())
+        self.is_waited_for = True
+        status, peak = json.loads(self._zygote.ask("end"))
+        out, errors = ((self._folder / name).read_text("utf-8", "backslashreplace") for name in ("out", "errors"))
+        return Ended(status, out, errors, peak, is_late)
 
 
 class Commands:
     """Gives the command, one at a time."""
 
-    def __init__(self, zygote: subprocess.Popen[str], folder: Path) -> None:
+    def __init__(self, zygote: _Zygote, folder: Path) -> None:
         self._zygote, self._folder = zygote, folder
+        self._last: Running | None = None
 
     def start(
-        self, *arguments: object, harms: Sequence[Harm] = (), environment: Mapping[str, str] | None = None
+        self,
+        *arguments: object,
+        harms: Sequence[Harm] = (),
+        environment: Mapping[str, str] | None = None,
+        room: Path | None = None,
     ) -> Running:
-        """Begin `dinowds ARGUMENTS` in this process's environment, changed by `environment`, after `harms`."""
+        """Begin `dinowds ARGUMENTS` in this process's environment, changed by `environment`, after `harms`.
+
+        Args:
+            room: a folder; the command is given in its `work`, and has its home, its cache and its temporary files in
+                `home`, `cache` and `tmp` of it.
+        """
+        self.end_last()
+        surroundings = {**os.environ, **({} if room is None else _surroundings(room)), **(environment or {})}
         task = {
             "arguments": [str(argument) for argument in arguments],
-            "environment": {**os.environ, **(environment or {})},
+            "environment": {name: value for name, value in surroundings.items() if value is not None},
             "folder": str(self._folder),
+            "directory": str(Path.cwd() if room is None else room / "work"),
             "harms": list(harms),
         }
-        assert self._zygote.stdin
-        self._zygote.stdin.write(json.dumps(task) + "\n")
-        self._zygote.stdin.flush()
-        return Running(self._zygote, self._folder, int(_line(self._zygote)))
+        self._last = Running(self._zygote, self._folder, int(self._zygote.ask(json.dumps(task))))
+        return self._last
 
     def run(
         self,
         *arguments: object,
         harms: Sequence[Harm] = (),
         environment: Mapping[str, str] | None = None,
+        room: Path | None = None,
         limit: float = LONGEST,
     ) -> Ended:
         """`start` and `wait`."""
-        return self.start(*arguments, harms=harms, environment=environment).wait(limit)
+        return self.start(*arguments, harms=harms, environment=environment, room=room).wait(limit)
+
+    def end_last(self) -> None:
+        """Of a test that failed before it waited."""
+        if self._last is not None and not self._last.is_waited_for:
+            self._last.kill()
+            self._last.wait()
+
+
+def _surroundings(room: Path) -> dict[str, str | None]:
+    """Variables of the environment; None unsets one."""
+    for name in ("work", "home", "tmp", "cache"):
+        (room / name).mkdir(parents=True, exist_ok=True)
+    places = {"HOME": str(room / "home"), "TMPDIR": str(room / "tmp"), "DINOWDS_CACHE": str(room / "cache")}
+    return {**places, "SLURM_TMPDIR": None, "XDG_CACHE_HOME": None, "COLUMNS": "200"}
 
 
 @contextmanager
 def commands() -> Iterator[Commands]:
     """For as long as the block lasts."""
-    arguments = [sys.executable, "-m", "tests.faults.commands"]
+    command = [sys.executable, "-m", "tests.faults.commands"]
     root = Path(__file__).parents[2]
-    with tempfile.TemporaryDirectory() as folder:
-        zygote = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True
-        )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True
+        ) as process,
+    ):
+        given = Commands(_Zygote(process), Path(folder))
         try:
-            yield Commands(zygote, Path(folder))
+            yield given
         finally:
-            assert zygote.stdin
-            assert zygote.stdout
-            zygote.stdin.close()
-            zygote.stdout.close()
             try:
-                zygote.wait(10)
-            except subprocess.TimeoutExpired:  # a test that failed has left a command
-                zygote.kill()
-                zygote.wait()
-
-
-def _line(zygote: subprocess.Popen[str]) -> str:
-    assert zygote.stdout
-    line = zygote.stdout.readline()
-    assert line, f"the process that forks commands has ended with {zygote.poll()}"
-    return line
+                given.end_last()
+            finally:
+                process.kill()
 
 
 # In the process that forks
 
 
 def main() -> None:
-    """Fork a command for each line on stdin; print its pid, and how it ended. Returns in the child."""
+    """Fork a command for each task on stdin; print its pid, and when asked, how it ended. Returns in the child."""
     _import_all()
+    gc.collect()
     gc.freeze()  # a child's collections leave alone what all share
-    for line in sys.stdin:
-        task = json.loads(line)
+    while task := sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            _become(task)
+            _become(json.loads(task))
             return
+        os.setpgid(child, child)
         print(child, flush=True)  # noqa: T201
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
+        sys.stdin.readline()  # until then its pid is not given to another
+        _, status, used = os.wait4(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024]), flush=True)  # noqa: T201
     os._exit(0)
 
 
-_IMPORTED = (
+_OTHERS = (
     "aiohttp", "s3fs", "tensorboard.compat.proto.event_pb2", "torch.utils.tensorboard", "torchvision", "omegaconf",
-    "plotly", "rich.console", "rich.progress",
-    "dinowds.cli.main", "dinowds.embed.patches.embed", "dinowds.embed.regions.embed", "dinowds.model.weights.export",
-    "dinowds.report.make", "dinowds.report.page", "dinowds.shard.build", "dinowds.train.launch", "dinowds.train.loop",
+    "plotly.io", "jinja2", "pydantic", "pyarrow.dataset", "rich.console", "rich.progress", "rich.table",
 )  # fmt: skip
-"""What commands import when they begin."""
+"""What commands import besides the package when they begin."""
 
 
 def _import_all() -> None:
-    for name in _IMPORTED:
+    for package in (dinowds, dinowds.cli):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("._kernels"):  # a library of C, not a module
+                import_module(module.name)
+    for name in _OTHERS:
         import_module(name)
+    Image.init()
 
 
 def _become(task: dict[str, Any]) -> None:
-    os.setsid()
+    os.setpgid(0, 0)
     folder = Path(task["folder"])
     for number, name in ((1, "out"), (2, "errors")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(task["directory"])
     os.environ.clear()
     os.environ.update(task["environment"])
+    tempfile.tempdir = None
     sys.argv = ["dinowds", *task["arguments"]]
     for name, value in task["harms"]:
         HARMS[name](value)
@@ -194,6 +240,16 @@ def _become(task: dict[str, Any]) -> None:
 def open_files(most: int) -> None:
     """As `ulimit -n`."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def address_space(most: int) -> None:
+    """As `ulimit -v`, in bytes."""
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def no_sync(_: object) -> None:
+    """No harm where nothing is to be lost, and quicker on some disks."""
+    os.fsync = lambda _: None  # type: ignore[assignment]
 
 
 def small_shm(size: int) -> None:
@@ -237,7 +293,8 @@ def note_keys(path: str) -> None:
 
 
 HARMS: dict[str, Callable[[Any], None]] = {
-    harm.__name__: harm for harm in (open_files, small_shm, no_override, quick_retries, note_keys)
+    harm.__name__: harm
+    for harm in (address_space, no_override, no_sync, note_keys, open_files, quick_retries, small_shm)
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dinowds.shard.build import ShardOptions, build_dataset
-from tests.faults.hostile.commands import Commands, commands
-from tests.faults.hostile.rooms import Room
+from tests.faults.commands import Commands, commands
+from tests.faults.hostile.rooms import BOUNDS, Room
 from tests.faults.hostile.tars import IMAGES, plain_tar
 from tests.support import make_dataset
 
@@ -37,10 +37,12 @@ def harmless(starter: Commands, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
     peaks = {}
     for command, arguments in given.items():
-        ended = starter.run(command, *arguments, room=room)
+        ended = starter.run(command, *arguments, room=room, harms=BOUNDS)
         assert ended.status == 0, ended
         peaks[command] = ended.peak
-    return peaks | dict.fromkeys(("embed", "export", "train", "eval", "attend", "subset", "withdraw", "order"), 1 << 30)
+    return peaks | dict.fromkeys(
+        ("embed", "export", "train", "eval", "attend", "subset", "withdraw", "order", "watch"), 1 << 30
+    )
 
 
 @pytest.fixture

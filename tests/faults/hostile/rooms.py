@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dinowds.data.verify import verify_dataset
-from tests.faults.hostile.commands import Commands, Ended
+from tests.faults.commands import Commands, Ended, Harm
 from tests.faults.hostile.surroundings import check_ended, listing
+
+LIMIT = 90.0
+"""Seconds that a command may take: far more than any does."""
+BOUNDS: list[Harm] = [("address_space", 12 << 30), ("no_sync", None)]
 
 
 class Room:
@@ -32,9 +36,9 @@ class Room:
 
     def run(self, *arguments: object, may_write: tuple[Path, ...] = ()) -> Ended:
         """Give a command that ends as a command must, and changes nothing but the output and the cache."""
-        own = {self.out, self.path / "cache", self.path / ".out", self.path / ".err", *may_write}
+        own = {self.out, self.path / "cache", *may_write}
         before = listing(self.path, own)
-        ended = self._commands.run(*arguments, room=self.path)
+        ended = self._commands.run(*arguments, room=self.path, harms=BOUNDS, limit=LIMIT)
         after = listing(self.path, own)
         changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
         assert not changed, (arguments, changed, ended)

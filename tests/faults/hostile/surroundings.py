@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.faults.hostile.commands import Ended
+from tests.faults.commands import Ended
 
 _SMALL = 1 << 20
 MEMORY = 400 << 20
@@ -46,9 +46,9 @@ def check_ended(ended: Ended, harmless: int) -> None:
         harmless: bytes of memory that the command takes on a harmless input.
     """
     assert ended.status in (0, 1), ended
-    assert control_characters(ended.out + ended.err) == [], ended
-    errors = [line for line in ended.err.splitlines() if line.startswith("dinowds: error: ")]
+    assert control_characters(ended.out + ended.errors) == [], ended
+    errors = [line for line in ended.errors.splitlines() if line.startswith("dinowds: error: ")]
     assert len(errors) == ended.status, ended
-    assert "Traceback" not in ended.err, ended
+    assert "Traceback" not in ended.errors, ended
     assert all(len(line) < 4000 for line in errors), ended
     assert ended.peak <= harmless + MEMORY, (ended.peak >> 20, harmless >> 20, ended)

@@ -10,6 +10,7 @@ import random
 import tarfile
 from collections.abc import Callable
 
+from tests.faults.form import amount
 from tests.support import jpeg_patch
 
 BLOCK = 512
@@ -191,7 +192,7 @@ def hostile_tar(middle: bytes, ending: bytes = END) -> bytes:
 
 def bombs() -> dict[str, bytes]:
     """File name → a few MB at most that unpack to GBs: as one image, as many, in metadata, behind the end."""
-    giga = 3 << 30
+    giga = amount(1, 3) << 30
     heads = {
         "image": header(b"big_1_2.jpg", giga),
         "text": header(b"big.txt", giga),

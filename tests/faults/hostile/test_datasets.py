@@ -68,7 +68,7 @@ def commands_on(room: Room, dataset: Path) -> None:
 
 def test_manifest__that_points_elsewhere(room: Room, theirs: Path) -> None:
     true = (theirs / "manifest.json").read_text()
-    for url in [*random.Random(9).sample(URLS, amount(3, len(URLS))), "/dev/zero"]:
+    for url in [*random.Random(9).sample(URLS, amount(1, len(URLS))), "/dev/zero"]:
         content = json.loads(true)
         content["shardlist"][1]["url"] = url
         (theirs / "manifest.json").write_text(json.dumps(content))
@@ -185,7 +185,7 @@ def test_shard__tables_of_strangers(room: Room) -> None:
         for option in ("--labels", "--keep", "--remove"):
             try:
                 ended = room.run("shard", tar, "--out", room.out, option, path)
-                assert ended.status == 0 or name in ended.err or option in ended.err, ended
+                assert ended.status == 0 or name in ended.errors or option in ended.errors, ended
             except AssertionError as error:
                 raise AssertionError(f"{option} {name}") from error
             shutil.rmtree(room.out, ignore_errors=True)

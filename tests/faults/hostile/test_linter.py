@@ -17,6 +17,7 @@ ALLOWED = {
     "tests/data/test_grids.py",  # writes grids of objects, to see them refused
     "tests/shard/test_every_source.py",  # writes the roots of the reference as numpy does
     "tests/faults/hostile/test_weights.py",  # writes what a stranger would send
+    "tests/faults/fuzz/targets/pickles.py",  # the same, as seeds
 }
 """Files that write pickles with `allow_pickle=True`; none reads one."""
 

@@ -82,7 +82,7 @@ def test_commands__weights_that_are_code_are_refused_by_name(room: Room, mark: P
                 continue  # all of them read weights by one function
             ended = room.run(*arguments, "--out", room.out)
             assert ended.status == 1, (arguments, ended)
-            assert path.name in ended.err, (arguments, ended)
+            assert path.name in ended.errors, (arguments, ended)
             tally("hostile weights tried")
             shutil.rmtree(room.out, ignore_errors=True)
 
@@ -102,12 +102,17 @@ def test_train__checkpoint_of_a_run_that_is_code_is_not_loaded(room: Room, mark:
         ):
             ended = room.run(*command)
             assert ended.status == 1, ended
-            assert "checkpoints" in ended.err
+            assert "checkpoints" in ended.errors
         tally("hostile weights tried", 2)
 
 
-@pytest.mark.parametrize("layout", ["auto", "reference", "folder"])
-def test_shard__arrays_that_are_code_are_not_loaded(room: Room, mark: Path, layout: str) -> None:
+REFUSED = "it is not loaded, as a pickle can run anything"
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"), [("auto", REFUSED), ("reference", REFUSED), ("folder", ""), ("regions", "not a tensor")]
+)
+def test_shard__arrays_that_are_code_are_not_loaded(room: Room, mark: Path, layout: str, told: str) -> None:
     folder = room.input / "root"
     (folder / "data").mkdir(parents=True)
     for name in ("pretrain_entries.npy", "cohort_indices.npy", "pretrain_file_indices.npy"):
@@ -116,9 +121,10 @@ def test_shard__arrays_that_are_code_are_not_loaded(room: Room, mark: Path, layo
     (folder / "data" / "pretrain_dataset.tar").write_bytes(plain_tar({"a.jpg": IMAGES[0]}))
     np.save(folder / "grid.npy", np.array([Evil(mark)] * 4, object).reshape(2, 2), allow_pickle=True)
     (folder / "one.jpg").write_bytes(IMAGES[0])
-    torch.save([Evil(mark)], folder / "region.pt")
-    room.run("shard", folder, "--out", room.out, *(["--layout", layout] if layout != "auto" else []))
-    tally("hostile arrays tried", 8)
+    torch.save([Evil(mark)], folder / "1_2.pt")
+    ended = room.run("shard", folder, "--out", room.out, *(["--layout", layout] if layout != "auto" else []))
+    assert told in ended.out + ended.errors, ended
+    tally("hostile arrays tried", 9)
 
 
 def header(**tensors: Any) -> bytes:

@@ -22,7 +22,7 @@ def shard(room: Room, content: bytes, images: list[bytes] | None = IMAGES) -> in
         check_dataset(room.out, images)
     else:
         assert not (room.out / "manifest.json").exists()
-        assert "given.zip" in ended.err
+        assert "given.zip" in ended.errors
     shutil.rmtree(room.out, ignore_errors=True)
     tally("hostile zips tried")
     return ended.status
@@ -31,7 +31,7 @@ def shard(room: Room, content: bytes, images: list[bytes] | None = IMAGES) -> in
 def test_shard__every_way_in_which_a_zip_lies(room: Room) -> None:
     every = damages()
     rest = sorted({*every} - {*BOMBS})
-    for name in [*BOMBS, *random.Random(SEED).sample(rest, amount(10, len(rest)))]:
+    for name in [*BOMBS, *random.Random(SEED).sample(rest, amount(8, len(rest)))]:
         try:
             status = shard(room, every[name])
         except AssertionError as error:

@@ -7,6 +7,7 @@ ranks' own watch does, in tests/train/test_dist.py; a port that is taken, there.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,10 @@ def ends(folder: Path, dataset_path: Path) -> Ends:
     other = make_dataset(folder / "other", 60)
     command = [sys.executable, "-m", "tests.faults.ranks.provoked", dataset_path, other, folder, *DISTURBED]
     limit = BOUND * len(DISTURBED)
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=limit, check=False)
+    environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # as the command has it
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=limit, check=False, env=environment
+    )
     assert result.returncode == 0, result.stderr
     return {name: [tuple(rank) for rank in ranks] for name, ranks in json.loads(result.stdout).items()}
 
@@ -83,6 +87,16 @@ def test_ranks__that_are_not_alike_are_refused_at_the_start(ends: Ends, folder: 
     assert re.search(f"rank 1 failed: {told}", ends[name][0][1]), ends[name]
     assert not (folder / name.replace(" ", "-") / "run").exists(), "nothing was begun"
     tally("ranks disturbed, and all ended as they should")
+
+
+def test_ranks__one_that_was_stopped_says_in_one_line_that_it_was_left(ends: Ends) -> None:
+    output = ends["stopped"][1][1]
+    assert len(output.splitlines()) == 1, output
+    assert output.startswith("LostRank: "), output
+
+
+def test_ranks__that_are_not_alike_are_not_told_to_go_on(ends: Ends) -> None:
+    assert "goes on" not in "".join(output for _, output, _ in ends["another configuration"])
 
 
 def test_ranks__one_that_never_comes(ends: Ends) -> None:

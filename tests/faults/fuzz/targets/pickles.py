@@ -78,3 +78,6 @@ def sidecars_seeds() -> Iterator[bytes]:
         )
     ):
         yield bytes([number]) + json.dumps(content).encode()
+    yield b"\1" + json.dumps({"splits": {"train": {"filenames": [1, "a.tar"]}, "test": [2]}}).encode()
+    yield b"\3" + json.dumps({"wids_version": 1, "shardlist": [{"url": 3}, 4]}).encode()
+    yield b"\2" + b"[" * 100_000

@@ -27,7 +27,8 @@ def weights(data: bytes) -> None:
 
 def weights_seeds() -> Iterator[bytes]:
     tensors = {"cls_token": torch.zeros(1, 1, 4), "norm.weight": torch.ones(4, dtype=torch.float16)}
-    yield save(tensors, {"dinowds": '{"kind": "image"}'})
+    for notes in ('{"kind": "image"}', "{", "3", "[" * 100_000):
+        yield save(tensors, {"dinowds": notes})
     for is_zip in (True, False):
         content = io.BytesIO()
         args = argparse.Namespace(arch="vit_small")
