@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing import connection, parent_process, resource_tracker, util
 
 STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
 """What asks a run to save and stop."""
+
+
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of a path of TMPDIR below which multiprocessing's sockets can lie: that of a socket has 107 at most."""
+
+
+def keep_sockets_short() -> None:
+    """Let multiprocessing's sockets lie below /tmp where TMPDIR is too long a path for them, as newer Pythons do."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            util.get_temp_dir()  # makes a folder, once
+        finally:
+            tempfile.tempdir = before
 
 
 def end_with_parent() -> None:

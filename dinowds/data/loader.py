@@ -27,7 +27,7 @@ from dinowds.data.order.plan import Order
 from dinowds.data.source import READ_AHEAD, BadSample, Decode, PlanSource, RawSample
 from dinowds.data.store.cache import CacheOptions
 from dinowds.errors import ConfigError, DatasetError, DinowdsError
-from dinowds.processes import end_with_parent, shielded_from_signals
+from dinowds.processes import end_with_parent, keep_sockets_short, shielded_from_signals
 from dinowds.remote.urls import shown
 from dinowds.world import World
 
@@ -232,6 +232,7 @@ def load(
     options: dict[str, Any] = {"batch_size": None, "pin_memory": pin_memory}
     if num_workers > 0:
         context = torch.multiprocessing.get_context(start_method)
+        keep_sockets_short()
         if start_method == "forkserver":
             start_fork_server()
         options |= {
@@ -269,6 +270,7 @@ def load(
 
 def start_fork_server() -> None:
     """Let the server that forks loader processes import what they need. Called early, it does so beside the caller."""
+    keep_sockets_short()
     with shielded_from_signals():
         forkserver.set_forkserver_preload(["dinowds.data.served"])
         forkserver.ensure_running()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,3 +66,14 @@ def test_program__leaves_nothing(
     assert len(processes) > 2
     # Other tests' processes have some too: the second part of a name is the process that made it.
     assert [name for name in shared_memory() - before if int(name.split("_")[1]) in processes] == []
+
+
+def test_program__works_where_tmpdir_is_too_long_for_sockets(dataset_path: Path, tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / ("long" * 25)
+    script.write_text(SCRIPT)
+    folder.mkdir()
+    command = [sys.executable, "-W", "ignore", script, str(dataset_path), "forkserver", "break"]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as program:
+        out, errors = program.communicate()
+    assert (program.returncode, out, errors) == (0, "running\nover\n", "")
