@@ -120,29 +120,35 @@ def test_watch__follows_on_a_terminal_until_it_is_told_to_end(run: Path, end: st
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
-    command = dinowds_command("watch", run)
+    command, screen = dinowds_command("watch", run), Screen(ours)
     with started(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
-        text = read_until(ours, "250/300")
+        screen.wait_for("250/300")
         append(run, line(260))
-        text += read_until(ours, "260/300")
+        screen.wait_for("260/300")
         if end == "q":
             os.write(ours, b"q")
         else:
             process.send_signal(signal.SIGINT)
-        text += read_until(ours, "\x1b[?1049l")
-        text += read_until(ours, "260/300")  # the last view stays
+        screen.wait_for("\x1b[?1049l")
+        screen.wait_for("260/300")  # the last view stays
         assert process.wait() == 0
         assert process.stderr
         assert process.stderr.read() == ""
-    assert "\x1b[?1049h" in text  # a screen of its own, and back
+    assert "\x1b[?1049h" in screen.text  # a screen of its own, and back
     assert termios.tcgetattr(theirs) == before
     os.close(ours)
     os.close(theirs)
 
 
-def read_until(descriptor: int, part: str) -> str:
-    text = ""
-    while part not in text:
-        assert select.select([descriptor], [], [], 120)[0], f"no {part!r} in {text!r}"
-        text += os.read(descriptor, 1 << 16).decode(errors="replace")
-    return text
+class Screen:
+    """What a terminal shows, read from its other end."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self.text, self._seen = descriptor, "", 0
+
+    def wait_for(self, part: str) -> None:
+        """Until it is there, after what was waited for before."""
+        while (place := self.text.find(part, self._seen)) < 0:
+            assert select.select([self._descriptor], [], [], 120)[0], f"no {part!r} in {self.text[self._seen :]!r}"
+            self.text += os.read(self._descriptor, 1 << 16).decode(errors="replace")
+        self._seen = place + len(part)
