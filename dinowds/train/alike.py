@@ -12,8 +12,8 @@ import dinowds
 from dinowds.config import RunConfig, to_dict
 from dinowds.config.keys import flatten
 
-_PLACES = ("tune.knn.query_dataset_path", "tune.knn.test_dataset_path")
-"""Where a host has its datasets is its own affair."""
+_PLACES = ("tune.knn.query_dataset_path", "tune.knn.test_dataset_path", "data.cache_dir", "data.cache_gib")
+"""Where a host has its datasets, and how much room for copies, is its own affair."""
 
 
 def facts_of(config: RunConfig) -> dict[str, str]:
