@@ -93,7 +93,7 @@ class TeacherConfig:
     momentum_teacher: float = 0.996
     """EMA momentum at the first step; goes to final_momentum_teacher on a cosine."""
     final_momentum_teacher: float = 1.0
-    """EMA momentum at the end (the name is DINOv2's). Below 1 the teacher follows to the end, which short runs need."""
+    """EMA momentum at the end (the name is DINOv2's). Below 1 the teacher follows to the end."""
     warmup_teacher_temp: float = 0.04
     """Temperature of the teacher's softmax in the first epoch."""
     teacher_temp: float = 0.04

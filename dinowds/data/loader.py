@@ -232,7 +232,6 @@ def load(
     options: dict[str, Any] = {"batch_size": None, "pin_memory": pin_memory}
     if num_workers > 0:
         context = torch.multiprocessing.get_context(start_method)
-        keep_sockets_short()
         if start_method == "forkserver":
             start_fork_server()
         options |= {

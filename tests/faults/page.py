@@ -18,7 +18,9 @@ def read_result() -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One row for each figure; rooms in their order."""
+    """One row for each figure; rooms in their order. A line that says so where there are none."""
+    if not result:
+        return "There are no figures of a full run yet.\n"
     rows = ["| room | what | number |", "|---|---|---|"]
     for room, run in sorted(result.items()):
         rows += [f"| {room} | {what} | {number:,} |" for what, number in run["figures"].items()]

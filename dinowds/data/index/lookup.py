@@ -30,7 +30,7 @@ from dinowds.data.index.shardrows import CATEGORIES, ROW, ROW_COLUMNS, ShardRows
 from dinowds.data.index.unused import mark_used, remove_unused
 from dinowds.data.manifest import Manifest
 from dinowds.errors import DatasetError
-from dinowds.files import atomic_write, cache_folder, remove_abandoned, waiting_lock
+from dinowds.files import atomic_write, cache_folder, waiting_lock
 
 _FORMAT = "dinowds index 1"
 _HEAD = struct.Struct("<16sQQ")  # format; xxh3-64 of what follows, up to the entries; row groups
@@ -261,7 +261,6 @@ def _create(path: Path, groups: RowGroups) -> None:
     content = struct.pack("<Q", len(groups.counts)) + groups.counts.tobytes() + groups.places.tobytes()
     head = _FORMAT.encode().ljust(16, b"\0") + struct.pack("<Q", xxhash.xxh3_64_intdigest(content)) + content
     first = len(head) + 16 * len(groups.counts)
-    remove_abandoned(path)
     with atomic_write(path) as file:
         file.write(head)
         file.truncate(first + int(groups.counts.sum()) * (ROW.itemsize + _KEY_BYTES) + 256 * len(groups.counts))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dinowds.data.index.unused import mark_used, remove_unused
 from dinowds.errors import DatasetError, StorageError
-from dinowds.files import atomic_write, cache_folder, remove_abandoned, waiting_lock
+from dinowds.files import atomic_write, cache_folder, waiting_lock
 from dinowds.remote.files import RemoteFiles, shown
 
 _PIECE = 8 << 20
@@ -35,7 +35,6 @@ def fetch(files: RemoteFiles, url: str, sha256: str, suffix: str) -> Path:
         with waiting_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 remove_unused(path.parent)
-                remove_abandoned(path)
                 _download(files, url, sha256, path)
     except StorageError:  # a missing one is an OSError too
         raise

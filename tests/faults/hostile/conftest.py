@@ -1,27 +1,20 @@
-"""One process that starts commands, and a new room for each test."""
+"""A new room for each test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dinowds.shard.build import ShardOptions, build_dataset
-from tests.faults.commands import Commands, commands
+from tests.faults.commands import Commands
 from tests.faults.hostile.rooms import BOUNDS, Room
 from tests.faults.hostile.tars import IMAGES, plain_tar
 from tests.support import make_dataset
 
 
 @pytest.fixture(scope="session")
-def starter() -> Iterator[Commands]:
-    with commands() as starter:
-        yield starter
-
-
-@pytest.fixture(scope="session")
-def harmless(starter: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+def harmless(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """Command → bytes of memory that it takes on what is as it should be."""
     room = tmp_path_factory.mktemp("harmless")
     first, second = make_dataset(room / "a"), room / "b"
@@ -36,15 +29,15 @@ def harmless(starter: Commands, tmp_path_factory: pytest.TempPathFactory) -> dic
         "index": [first, "--for", "wids"],
     }
     peaks = {}
-    for command, arguments in given.items():
-        ended = starter.run(command, *arguments, room=room, harms=BOUNDS)
+    for name, arguments in given.items():
+        ended = command.run(name, *arguments, room=room, harms=BOUNDS)
         assert ended.status == 0, ended
-        peaks[command] = ended.peak
+        peaks[name] = ended.peak
     return peaks | dict.fromkeys(
         ("embed", "export", "train", "eval", "attend", "subset", "withdraw", "order", "watch"), 1 << 30
     )
 
 
 @pytest.fixture
-def room(tmp_path: Path, starter: Commands, harmless: dict[str, int]) -> Room:
-    return Room(tmp_path, starter, harmless)
+def room(tmp_path: Path, command: Commands, harmless: dict[str, int]) -> Room:
+    return Room(tmp_path, command, harmless)

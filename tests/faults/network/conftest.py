@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,7 @@ import pytest
 from dinowds.remote.files import RemoteFiles
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.embed.support import write_weights
-from tests.faults.commands import Commands, commands
 from tests.support import make_dataset, write_cohort
-
-
-@pytest.fixture(scope="session")
-def command() -> Iterator[Commands]:
-    with commands() as command:
-        yield command
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,7 @@ import pytest
 
 from dinowds.shard.build import ShardOptions, build_dataset
 from tests.embed.support import coded_image, png, write_tar, write_weights
-from tests.faults.commands import Commands, commands
 from tests.support import make_dataset
-
-
-@pytest.fixture(scope="session")
-def command() -> Iterator[Commands]:
-    with commands() as command:
-        yield command
 
 
 @dataclass(frozen=True)

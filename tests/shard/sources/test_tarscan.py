@@ -56,7 +56,7 @@ def outcome(data: TarData) -> tuple[list[Member], str]:
 
 def in_c_and_in_python(path: Path) -> list[tuple[list[Member], str]]:
     """The outcome with the C library, with its replacement in Python, and without runs."""
-    outcomes = [outcome(_Bytes(path.read_bytes()))] if path.stat().st_size < 64 << 20 else []
+    outcomes = [outcome(BytesData(path.read_bytes()))] if path.stat().st_size < 64 << 20 else []
     with open(path, "rb") as file, pytest.MonkeyPatch.context() as patch:
         outcomes.append(outcome(FileData(file.fileno())))
         patch.setattr(kernels, "_library", lambda: None)
@@ -292,9 +292,9 @@ def test_scan__damaged_header_is_an_error_that_names_the_place() -> None:
     content = bytearray(tarfile.TarInfo("a.jpg").tobuf() + tarfile.TarInfo("b.jpg").tobuf() + bytes(1024))
     content[512 + 3] ^= 1
     with pytest.raises(SourceError, match="no tar header at byte 512"):
-        list(scan_tar(_Bytes(bytes(content)), "x"))
+        list(scan_tar(BytesData(bytes(content)), "x"))
     with pytest.raises(SourceError, match="is not a tar"):
-        list(scan_tar(_Bytes(b"j" * 2048), "x"))
+        list(scan_tar(BytesData(b"j" * 2048), "x"))
 
 
 @pytest.mark.parametrize("junk", [b"j", b"\n", b"j" * 512, b"j" * 1000, bytes(511) + b"j", b"j" * (3 << 20)])
@@ -405,7 +405,7 @@ def test_parse_pax__refuses_records_that_do_not_fit() -> None:
             parse_pax(content)
 
 
-class _Bytes:
+class BytesData:
     """`TarData` of bytes at hand."""
 
     def __init__(self, content: bytes) -> None:

@@ -15,7 +15,7 @@ from dinowds.shard.sources.tarscan import FILE, FileData
 from dinowds.shard.sources.zipscan import first_member, list_spooled_zip, list_zip, needs_spool, spool_zip
 from dinowds.shard.tarheader import BLOCK, is_header, padded, parse_number, parse_pax, plain_file_size
 from tests.faults.fuzz.targets import Finding, scratch
-from tests.shard.sources.test_tarscan import flattened, outcome
+from tests.shard.sources.test_tarscan import BytesData, flattened, outcome
 
 _KINDS = b"xgXLK0S"
 
@@ -95,22 +95,9 @@ def zipped_seeds() -> Iterator[bytes]:
     yield content.getvalue().replace(size, (600).to_bytes(4, "little") * 2)
 
 
-class _Memory:
-    """`TarData` without a file, and so without runs."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._content[offset : offset + size]
-
-    def size(self) -> int:
-        return len(self._content)
-
-
 def _scan(content: bytes) -> None:
     """In C, with its replacement in Python, and without runs: one outcome, which lies inside the file."""
-    plain = outcome(_Memory(content))
+    plain = outcome(BytesData(content))
     with open(scratch(content), "rb") as file:
         in_c = outcome(FileData(file.fileno()))
         with mock.patch.object(kernels, "_library", _none):
