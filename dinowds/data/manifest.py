@@ -137,7 +137,7 @@ class Manifest:
         if block["kind"] not in ("image", "region"):
             raise ValueError(f"kind is {block['kind']!r}, expected 'image' or 'region'")
         shards = tuple(
-            Shard(_printable(entry["url"]), _count(entry["nsamples"]), _count(entry["filesize"]), _hex_sha256(sha256))
+            Shard(_url(entry["url"]), _count(entry["nsamples"]), _count(entry["filesize"]), _hex_sha256(sha256))
             for entry, sha256 in zip(content["shardlist"], block["shard_sha256"], strict=True)
         )
         return cls(
@@ -167,7 +167,7 @@ def own_sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _printable(url: Any) -> str:
+def _url(url: Any) -> str:
     if len(str(url)) > _LONGEST_URL:
         raise ValueError(f"a shard's url has {len(str(url)):,} characters, expected at most {_LONGEST_URL:,}")
     if any(ord(character) < 32 for character in str(url)):

@@ -17,6 +17,7 @@ from dinowds.cli.shard import default_workers, parse_size
 from dinowds.cli.tables import format_bytes, printable
 
 from tests.cli.conftest import Call
+from tests.embed.support import coded_image, png, write_tar
 from tests.servers import S3Server
 
 
@@ -238,3 +239,17 @@ def test_format__bytes_and_names() -> None:
         "3000.0 TiB",
     ]
     assert printable("a\x1b[0m\nö") == "a\\x1b[0m\\nö"
+
+
+def test_shard__without_memory_ends_in_one_line_and_takes_no_image_for_damaged(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.Image.Image.convert", convert)
+    monkeypatch.setattr("dinowds.data.decode._is_memory_short", lambda: True)
+    tar = write_tar(tmp_path / "png.tar", {"s/0_0.png": png(coded_image(0, 0))})
+    code, _, err = call(tar, "--out", tmp_path / "out", "--verify", "decode", "--workers", 1)
+    assert (code, err.splitlines()[-1][:65]) == (1, "dinowds: error: the memory of this host is full, or this process ")
+    assert not (tmp_path / "out" / "manifest.json").exists()
