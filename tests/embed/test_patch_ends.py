@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -76,23 +75,6 @@ def expected(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     out = tmp_path_factory.mktemp("expected") / "features"
     assert ended(start(out)) == 0
     return contents(out)
-
-
-def test_embed__killed_at_any_moment_goes_on_to_the_same_bytes(
-    start: Start, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    out, moments = tmp_path / "features", random.Random(0)
-    found: list[int] = []  # whole files after each kill
-    while not (out / "features.json").exists():
-        process = start(out)
-        time.sleep(moments.uniform(0, 0.2 * (1 + len(found))))
-        process.kill()
-        process.join()
-        found.append(len(list(out.glob("*.parquet"))))
-    assert sorted(found) == found
-    assert ended(start(out)) == 0
-    assert contents(out) == expected
-    assert sorted(path.name for path in out.glob(".*")) == [".lock"]
 
 
 @pytest.mark.parametrize("size", [2, 7])

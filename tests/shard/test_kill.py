@@ -16,7 +16,7 @@ import pytest
 from dinowds.data.verify import verify_dataset
 
 COMMAND = [str(Path(sys.executable).with_name("dinowds")), "shard"]
-NUM_KILLS = 7
+NUM_KILLS = 3
 
 KILL_AT_EVERY_OPERATION = """
 import os, signal, shutil, sys

@@ -68,7 +68,7 @@ def commands_on(room: Room, dataset: Path) -> None:
 
 def test_manifest__that_points_elsewhere(room: Room, theirs: Path) -> None:
     true = (theirs / "manifest.json").read_text()
-    for url in [*random.Random(9).sample(URLS, amount(1, len(URLS))), "/dev/zero"]:
+    for url in [*random.Random(9).sample(URLS, amount(0, len(URLS))), "/dev/zero"]:
         content = json.loads(true)
         content["shardlist"][1]["url"] = url
         (theirs / "manifest.json").write_text(json.dumps(content))
@@ -106,7 +106,7 @@ def test_samples__with_names_that_leave_a_folder(room: Room, theirs: Path) -> No
         "\x9b2J",
         "",
     ]
-    for name in ["../../../outside/evil", "a\x9b2J\u202e\x7f\U000e0001b", *names[: amount(0, len(names))]]:
+    for name in ["../../../outside/evil\x9b2J\u202e\x7f\U000e0001b", *names[: amount(0, len(names))]]:
         shutil.rmtree(theirs)
         shutil.copytree(true, theirs)
         rename(theirs, key=name, cohort=name, slide=name, source_name=name, source=name, ext=name[:20])
@@ -180,7 +180,7 @@ def tables() -> dict[str, bytes]:
 def test_shard__tables_of_strangers(room: Room) -> None:
     tar = room.give(plain_tar({f"slide0/{number}_{number}.jpg": image for number, image in enumerate(IMAGES)}))
     every = tables()
-    for name in [*random.Random(9).sample(sorted(every), amount(6, len(every))), "long line.csv"]:
+    for name in [*random.Random(9).sample(sorted(every), amount(3, len(every))), "long line.csv"]:
         path = room.give(every[name], name)
         for option in ("--labels", "--keep", "--remove"):
             try:

@@ -23,7 +23,7 @@ from tests.faults.form import IS_FULL, amount, tally
 from tests.servers import Fault, http_server
 from tests.support import TINY_RUN, processes_of, write_cohort
 
-SECONDS = amount(10, 1800)
+SECONDS = amount(6, 1800)
 NUM_PATCHES = 600
 CACHE_GIB = 0.0003
 """About half of the dataset."""

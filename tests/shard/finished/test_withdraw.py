@@ -12,7 +12,6 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -394,36 +393,6 @@ def test_withdraw__killed_at_each_file_operation_ends_as_if_undisturbed(tmp_path
     # Work folder, index, subset, manifest, changes, notes; a shard or two; and each removal.
     assert kills > (45 if how == "rewrite" else 20), result.stdout
     assert unfinished > (15 if how == "rewrite" else 7), result.stdout
-
-
-def test_withdraw__killed_at_random_moments_ends_as_if_undisturbed(whole: Path, tmp_path: Path) -> None:
-    listed, expected = write_list(tmp_path / "list", "a/s1", "s2"), tmp_path / "expected"
-    shutil.copytree(whole, expected)
-    withdraw_slides(expected, listed, rewrite=True)
-    script = (
-        "import sys; from pathlib import Path; from dinowds.shard.finished import withdraw\n"
-        "withdraw._BATCH_BYTES = 20_000; print('ready', flush=True)\n"
-        "withdraw.withdraw_slides(sys.argv[1], Path(sys.argv[2]), rewrite=True)"
-    )
-    random, kills = np.random.default_rng(0), 0
-    for number in range(4):
-        folder = Path(shutil.copytree(whole, tmp_path / f"out-{number}"))
-        for wait in [*random.uniform(0, 0.15, 2), None]:
-            process = subprocess.Popen(
-                [sys.executable, "-c", script, str(folder), str(listed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            assert process.stdout is not None
-            process.stdout.readline()
-            try:
-                process.wait(wait)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-            _, errors = process.communicate()
-            assert process.returncode in (0, -9) or b"no entry is a slide" in errors, errors
-            assert not (folder / "manifest.json").exists() or verify_dataset(folder) == []
-        assert tree(folder) == tree(expected)
-    assert kills
 
 
 def test_withdraw__another_withdrawal_ends_one_that_was_killed(whole: Path, tmp_path: Path) -> None:

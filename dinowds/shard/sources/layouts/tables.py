@@ -40,7 +40,7 @@ def read_columns(file: Path, text: str, wanted: Names) -> Any:
             head = stream.read(_MAX_HEADER)
             stream.seek(0)
             table = _read_parquet(stream, wanted) if head.startswith(_PARQUET) else _read_csv(stream, head, wanted)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise SourceError(f"{text}: cannot be read ({_said(error)}); write it again") from None
     except OSError as error:
         raise SourceError(f"{text}: cannot be read ({error.strerror or _said(error)})") from None
