@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dinowds.files import output_errors, write_atomic
+from dinowds.files import fsync_folder, output_errors, write_atomic
 from dinowds.train.sinks import Sink, TensorBoard, describe_failure
 
 METRICS_NAME = "metrics.jsonl"
@@ -181,6 +181,8 @@ class Journal:
             keep_steps_until(folder / name, resumed_step)
         self._metrics = folder / METRICS_NAME
         append_text(self._metrics, "")  # is there from the start
+        with output_errors(folder):
+            fsync_folder(folder)
         self._sinks, self._tell = list([TensorBoard(folder, resumed_step)] if sinks is None else sinks), tell
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="dinowds-sinks")
 

@@ -94,7 +94,7 @@ class Node:
     names: dict[str, Node] = field(default_factory=dict)
     durable_names: dict[str, Node] = field(default_factory=dict)
     is_durable: bool = False
-    """Of a folder: it, or something in it, was fsynced."""
+    """It was fsynced; of a folder: it, or something in it."""
 
 
 class Disk:
@@ -110,7 +110,7 @@ class Disk:
     def _read(self, path: Path) -> Node:
         if not path.is_dir():
             content = path.read_bytes()
-            return Node(False, content, len(content), path.stat().st_mtime_ns)
+            return Node(False, content, len(content), path.stat().st_mtime_ns, is_durable=True)
         names = {child.name: self._read(child) for child in path.iterdir()}
         return Node(True, names=names, durable_names=dict(names), is_durable=True)
 
@@ -146,7 +146,7 @@ class Disk:
             return
         elif what == "sync":
             node = folder.names[name]
-            node.durable = (self._trace / fields[1]).read_bytes()
+            node.durable, node.is_durable = (self._trace / fields[1]).read_bytes(), True
             node.size, node.modified = max(node.size, len(node.durable)), fields[2]
         elif what == "sync folder":
             node = folder.names[name]
@@ -172,7 +172,8 @@ class Disk:
 
     def _build(self, node: Node, worst: Worst, place: Path) -> None:
         if not node.is_folder:
-            more = node.size - len(node.durable) or 100 * (not node.durable)
+            # How much is written to a file is known only when it is fsynced; nothing ever is to a lock.
+            more = node.size - len(node.durable) if node.is_durable or place.name == ".lock" else 100
             place.write_bytes(node.durable + bytes(more if worst == "data zeroed" else 0))
             os.utime(place, ns=(node.modified, node.modified))
             return
