@@ -32,6 +32,7 @@ UNFINISHED_NAME = ".unfinished"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOO_MANY = 1 << 48
+_LONGEST_URL = 4096
 
 _text_category = pa.dictionary(pa.int32(), pa.string())
 
@@ -167,6 +168,8 @@ def own_sha256(content: Mapping[str, Any]) -> str:
 
 
 def _printable(url: Any) -> str:
+    if len(str(url)) > _LONGEST_URL:
+        raise ValueError(f"a shard's url has {len(str(url)):,} characters, expected at most {_LONGEST_URL:,}")
     if any(ord(character) < 32 for character in str(url)):
         raise ValueError(f"a shard's url is {str(url)!r}, expected one without control characters")
     return str(url)

@@ -106,9 +106,7 @@ def save_checkpoint(folder: Path, state: State, keep: int, best: bool = False) -
             torch.save(state, cast(BinaryIO, _Told(file, failures)))
         if best:  # named so before: a run that goes on with it has it as its best
             _also_name(first, path)
-        older = [old for old in list_checkpoints(folder) if old.name < path.name]
-        for old in older[max(0, keep - 1) :]:
-            old.unlink()
+        remove_older(path, keep)
     except (OSError, RuntimeError) as error:
         cause = failures[0] if failures else error
         reason = getattr(cause, "strerror", None) or (str(cause).splitlines() or [""])[0]
@@ -117,6 +115,13 @@ def save_checkpoint(folder: Path, state: State, keep: int, best: bool = False) -
             "same command again"
         ) from None
     return path
+
+
+def remove_older(path: Path, keep: int) -> None:
+    """Remove what is older than the checkpoint at `path`, but for the newest `keep` - 1 of that."""
+    older = [old for old in list_checkpoints(path.parent) if old.name < path.name]
+    for old in older[max(0, keep - 1) :]:
+        old.unlink()
 
 
 class _Told:

@@ -19,6 +19,7 @@ from dinowds.data.order.make import make_plan, order_of
 from dinowds.data.order.plan import Order, Plan
 from dinowds.data.source import check_cache
 from dinowds.errors import CheckpointError, ConfigError, OutputError, StoppedBySignal
+from dinowds.files import output_errors
 from dinowds.model.architecture import describe_architecture
 from dinowds.model.dino import DinoModel, architecture_of, auto_prototypes
 from dinowds.remote.files import shown
@@ -32,6 +33,7 @@ from dinowds.train.checkpoint import (
     find_latest,
     list_checkpoints,
     load_checkpoint,
+    remove_older,
 )
 from dinowds.train.devices import (
     autocast_dtype,
@@ -216,6 +218,7 @@ class _Run:
         if self.ended or self.step >= self.end_step:
             ended = self.ended and f"{self.ended}; with other values of tune.early_stopping it would go on"
             self.observer.message(ended or f"nothing left to do: {self.step} of {self.end_step} steps are done")
+            dist.on_rank_0(self._remove_older)  # which it may have been killed before
             return self._outcome()
         self.observer.message(self._summary())
         with ExitStack() as stack:
@@ -230,6 +233,10 @@ class _Run:
             )
         self.observer.message(f"{self.ended or 'done'}: {self.step} steps, {self._outcome().checkpoint}")
         return self._outcome()
+
+    def _remove_older(self) -> None:
+        with output_errors(self.out / CHECKPOINTS_NAME):
+            remove_older(self._outcome().checkpoint, self.config.train.keep_checkpoints)
 
     def _recorder(self, stack: ExitStack) -> Recorder:
         """On all ranks, when rank 0 has taken back what a killed run wrote after its last checkpoint."""

@@ -12,11 +12,18 @@ from dinowds.errors import DatasetError, StorageError
 from tests.servers import http_server
 
 
-@pytest.mark.parametrize("url", ["shards/a\0.tar", "shards/a\n.tar"])
-def test_from_json__control_characters(dataset_path: Path, url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("shards/a\0.tar", "without control characters"),
+        ("shards/a\n.tar", "without control characters"),
+        ("x" * 4097, "a shard's url has 4,097 characters, expected at most 4,096"),
+    ],
+)
+def test_from_json__urls_that_are_none(dataset_path: Path, url: str, told: str) -> None:
     content = json.loads((dataset_path / "manifest.json").read_text())
     content["shardlist"][0]["url"] = url
-    with pytest.raises(ValueError, match="without control characters"):
+    with pytest.raises(ValueError, match=told):
         Manifest.from_json(content)
 
 

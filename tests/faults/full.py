@@ -41,7 +41,7 @@ def run(room: str) -> bool:
         path.touch()
         environment = os.environ | {"DINOWDS_FAULTS": "full", "DINOWDS_FAULTS_TALLY": str(path)}
         begin = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-n", PROCESSES, "-o", f"timeout={LONGEST}", str(HERE / room)]
+        command = [sys.executable, "-m", "pytest", "-v", "-n", PROCESSES, "-o", f"timeout={LONGEST}", str(HERE / room)]
         has_passed = subprocess.run(command, env=environment, check=False).returncode == 0
         if has_passed:
             write(room, tallied(path), time.monotonic() - begin)

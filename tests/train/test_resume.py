@@ -149,6 +149,8 @@ def test_train__all_checkpoints_damaged(dataset_path: Path, tmp_path: Path) -> N
 def test_train__finished_run_has_nothing_left_to_do(undisturbed: Path, dataset_path: Path) -> None:
     listener = Listener()
     before = sorted((p, p.stat().st_mtime_ns) for p in (undisturbed / "checkpoints").iterdir())
+    older = undisturbed / "checkpoints" / "step-00000008.pt"  # as after a kill between the last one and its removal
+    shutil.copy(undisturbed / "checkpoints" / "step-00000012.pt", older)
     outcome = train(dataset_path, undisturbed, WITH_PATHS_DROPPED, listener)
     assert outcome.checkpoint.name == "step-00000020.pt"
     assert "nothing left to do: 20 of 20 steps are done" in listener.messages
