@@ -68,6 +68,12 @@ def run() -> None:
     except DinowdsError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    except MemoryError:
+        print_error(
+            "the memory of this host is full, or this process may take no more; lower the number of workers, or ask "
+            "the batch system for more"
+        )
+        sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print_error(f"{place}{error.strerror or error}")

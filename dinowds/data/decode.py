@@ -55,6 +55,7 @@ def decode_image(payload: bytes) -> NDArray[np.uint8]:
     Raises:
         SampleError: not an image, damaged, cut short, too large, or of 32-bit or signed values. The message names no
             file; the caller knows it.
+        MemoryError: this process gets too little memory, which says nothing of the image.
     """
     return decode_reduced(payload, 1)[0]
 
@@ -131,7 +132,18 @@ def _opened(payload: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise SampleError(f"not an image that can be read, expected one of {', '.join(_FORMATS)}") from None
     except Exception as error:  # Pillow's plugins raise almost anything on damaged data
+        if isinstance(error, MemoryError) and _is_memory_short():
+            raise
         raise SampleError(f"image that cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def _is_memory_short() -> bool:
+    """Whether even an image that may be decoded asks for too much; Pillow says so of damaged headers, too."""
+    try:
+        np.empty(4 * MAX_PIXELS, np.uint8)  # asked for, not written to
+    except MemoryError:
+        return True
+    return False
 
 
 def _decode_with_pillow(payload: bytes) -> NDArray[np.uint8]:

@@ -253,6 +253,8 @@ def load(
             del item  # so that its place is free as soon as the caller lets it go
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
+        if "MemoryError in DataLoader worker" in reason:  # one that takes arguments, which torch cannot make anew
+            raise MemoryError(reason) from None
         if "exited unexpectedly" not in reason and "is killed by signal" not in reason:
             raise
         raise DatasetError(

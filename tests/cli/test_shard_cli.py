@@ -165,10 +165,13 @@ def test_shard__urls_that_cannot_work_are_one_line(call: Call, cohort: Path, tmp
 def test_shard__names_cannot_steer_the_terminal(call: Call, cohort: Path, tmp_path: Path) -> None:
     evil = tmp_path / "\x1b[31mred.tar"
     cohort.rename(evil)
-    code, out, err = call(evil, "--out", tmp_path / "out")
+    code, out, err = call(evil, "--out", tmp_path / "out", "--dry-run")
     assert code == 0
+    assert "[31mred" in out
     assert "\x1b" not in out + err
-    code, _, err = call(evil, "--out", tmp_path / "out\x1b[0m", "--key-pattern", "\x1b(")
+    code, _, err = call(evil.with_name("\x1b[0m.tar"), "--out", tmp_path / "out")
+    assert code == 1
+    assert "[0m.tar" in err
     assert "\x1b" not in err
 
 

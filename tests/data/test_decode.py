@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -326,3 +327,15 @@ def test_decode__jpeg_of_no_sensible_size_is_refused_before_it_is_unpacked(
     payload[frame + 5 : frame + 9] = size
     with pytest.raises(SampleError, match=f"{found} px, expected at most"):
         read(bytes(payload))
+
+
+@pytest.mark.parametrize(("is_short", "raised"), [(True, MemoryError), (False, SampleError)])
+def test_decode_image__without_memory_blames_the_image_only_where_there_is_memory(
+    monkeypatch: pytest.MonkeyPatch, is_short: bool, raised: type[Exception]
+) -> None:
+    payload = encode(PICTURE, "PNG")
+    monkeypatch.setattr(Image.Image, "convert", mock.Mock(side_effect=MemoryError))
+    if is_short:
+        monkeypatch.setattr(np, "empty", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(raised):
+        decode_image(payload)

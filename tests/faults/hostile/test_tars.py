@@ -59,7 +59,9 @@ def test_shard__all_names_at_once(room: Room) -> None:
         tars.pax(tars.record(b"path", b"%d/" % number + name), b"x", image)
         for number, (name, image) in enumerate(zip(tars.NAMES.values(), IMAGES * 3, strict=False))
     )
-    path = room.give(content + tars.END)
+    path = room.give(content + tars.END, tars.TERMINAL.decode("latin-1").replace("/", "") + "\u202e.tar")
+    planned = room.run("shard", path, "--out", room.out, "--dry-run")
+    assert "cohort" in planned.out  # with its name, which is the tar's
     ended = room.run("shard", path, "--out", room.out)
     assert ended.status == 0, ended
     assert check_dataset(room.out, IMAGES) == len(tars.NAMES)

@@ -93,17 +93,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Versions:
-    """What may be seen of an output that is replaced: as it was before, and one other content."""
+    """What may be seen of an output that is replaced: as it was before, and as it will be."""
 
-    def __init__(self, before: Path) -> None:
-        self._old = contents(before)
-        self._new: dict[str, bytes] | None = None
+    def __init__(self, *places: Path) -> None:
+        self._known = [contents(place) for place in places]
 
     def check(self, places: list[Path]) -> None:
-        for found in map(contents, places):
-            if found != self._old:
-                self._new = self._new or found
-                assert found == self._new
+        for place in places:
+            found = contents(place)
+            assert found in self._known, sorted(found)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -165,13 +163,14 @@ def test_embed_patch__killed_while_it_replaces_others(nurse: Nursery, inputs: Pa
     data, weights = inputs / "patches" / "dataset", inputs / "weights.pt"
     options = ("--out", "{home}/features", "--workers", "0", "--image-size", "24", "--max-bad", "9")
     prepare(nurse, tmp_path / "before", "embed", "patch", data, "-c", weights, *options)
-    versions = Versions(tmp_path / "before" / "features")
+    plain = embedding(inputs, "--overwrite")
+    prepare(nurse, tmp_path / "after", *(part.replace(WORK, "{home}") for part in plain.arguments))
+    versions = Versions(tmp_path / "before" / "features", tmp_path / "after" / "features")
 
     def check(work: Path) -> None:
         if (work / "features" / "features.json").exists():
             versions.check([work / "features"])
 
-    plain = embedding(inputs, "--overwrite")
     command = replace(plain, before=tmp_path / "before", at="features", finished=lambda _now: set(), check=check)
     survives(nurse, command, tmp_path, 2, 12)
 
@@ -254,8 +253,9 @@ def test_export__killed_at_any_moment_keeps_what_it_replaces(
     nurse: Nursery, inputs: Path, tmp_path: Path, to: str
 ) -> None:
     name = "export.pth" if to == "dino" else "export"
-    prepare(nurse, tmp_path / "before", "export", "-c", inputs / "others.pt", "--to", to, "--out", f"{{home}}/{name}")
-    versions = Versions(tmp_path / "before" / name)
+    for when, weights in (("before", "others.pt"), ("after", "weights.pt")):
+        prepare(nurse, tmp_path / when, "export", "-c", inputs / weights, "--to", to, "--out", f"{{home}}/{name}")
+    versions = Versions(tmp_path / "before" / name, tmp_path / "after" / name)
     arguments = ("export", "-c", str(inputs / "weights.pt"), "--to", to, "--out", f"{WORK}/{name}", "--overwrite")
 
     def check(work: Path) -> None:

@@ -90,9 +90,7 @@ def test_command__fault_that_stays_ends_it_in_one_line(
         server.skip, server.every, server.faults = requests * 2 // 3, 1, (fault,)
         ended = command.run(*given, harms=QUICK, environment=environment, limit=120)
         assert server.faults_made, (requests, server.requests)
-        if not (name == "inspect" and "Traceback" not in ended.errors and ended.status == 1):
-            assert server.url in ended.error or "127.0.0.1" in ended.error
-        assert not ended.late
+        assert server.url in ended.error
         server.faults = ()
         again = command.run(*given, environment=environment)
     assert again.status == 0, (ended, again)
