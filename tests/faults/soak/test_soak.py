@@ -18,7 +18,7 @@ from dinowds.data.loader import Loader
 from dinowds.data.order.make import order_of
 from dinowds.files import waiting_lock
 from dinowds.shard.build import ShardOptions, build_dataset
-from tests.faults.commands import commands
+from tests.faults.commands import Commands
 from tests.faults.form import IS_FULL, amount, tally
 from tests.servers import Fault, http_server
 from tests.support import TINY_RUN, processes_of, write_cohort
@@ -92,7 +92,7 @@ def median(readings: list[Reading], quarter: int) -> Reading:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_soak__nothing_grows_and_the_samples_are_the_plans(tmp_path: Path) -> None:
+def test_soak__nothing_grows_and_the_samples_are_the_plans(command: Commands, tmp_path: Path) -> None:
     local = tmp_path / "served" / "dataset"
     build_dataset([write_cohort(tmp_path / "a.tar", NUM_PATCHES)], local, ShardOptions(max_count=100))
     assert 0.7 * sum(path.stat().st_size for path in (local / "shards").iterdir()) > CACHE_GIB * 2**30
@@ -102,7 +102,7 @@ def test_soak__nothing_grows_and_the_samples_are_the_plans(tmp_path: Path) -> No
     chunks = cache / "chunks"
     environment = {"DINOWDS_CACHE": str(cache)}
     readings: list[Reading] = []
-    with http_server(local, FAULTS, amount(4, 10), seed=1) as server, commands() as command:
+    with http_server(local, FAULTS, amount(4, 10), seed=1) as server:
         server.skip = 4  # manifest and index: nobody is asked twice to start
         running = command.start(
             "train", "patch", "--data", server.url, "--out", out, *RUN, harms=harms, environment=environment

@@ -145,7 +145,7 @@ def test_loader_process_without_memory__ends_the_run_in_one_line(
     tally("loader processes without memory")
 
 
-@pytest.mark.parametrize("name", ["train patch", "embed patch", "inspect --html"] if IS_FULL else ["train patch"])
+@pytest.mark.parametrize("name", ["train patch", "embed patch", "inspect --html"] if IS_FULL else ["embed patch"])
 def test_clock_that_goes_back__changes_nothing(command: Commands, inputs: Inputs, tmp_path: Path, name: str) -> None:
     """In all its processes, and in what libraries see of it."""
     job, whole, back = JOBS[name], tmp_path / "whole", tmp_path / "back"
