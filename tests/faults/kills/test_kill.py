@@ -214,7 +214,8 @@ def test_report__of_a_run_killed_at_any_moment(nurse: Nursery, inputs: Path, tmp
     data = inputs / "coded" / "dataset"
     prepare(nurse, tmp_path / "before", "train", "patch", "--data", data, "--out", "{home}/run", *SHORT_RUN)
     arguments = ("report", f"{WORK}/run", "--overwrite")
-    command = Command("report", arguments, below("work/run/report.html"), tmp_path / "before", normal=undated)
+    report = below("work/run/report.html")
+    command = Command("report", arguments, report, tmp_path / "before", normal=undated, at="report.html")
     survives(nurse, command, tmp_path, 0, 12)
 
 
